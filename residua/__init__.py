@@ -1,0 +1,1 @@
+"""residua: deep residual learning end to end."""

@@ -1,0 +1,170 @@
+"""The residual unit of He et al. 2016 (equations 1 and 2), with one more freedom, and the walk over a network's units.
+
+    y_l = h(x_l) + F(x_l)        x_{l+1} = f(y_l)
+
+is written here, once, as  x_{l+1} = post(merge(shortcut(x_l), branch(x_l))).  Layer 0: torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from residua import keyed
+
+__all__ = ["Add", "BranchOnly", "Concat", "Gate", "Located", "SampledAdd", "Unit", "draw_depth", "switched_off", "walk"]
+
+
+class Unit(nn.Module):
+    """post(merge(shortcut(x), branch(x))): the only place where a skip connection is written.
+
+    `branch` is F, the layers; `shortcut` is h, or None for a plain unit (then it has no shortcut module at all);
+    `merge` joins the two (default: addition); `post` is f (default: identity). Further positional inputs (attention masks,
+    encoder states) go to the branch only. Shapes are those of the parts; with `Add` shortcut and branch must agree.
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        shortcut: nn.Module | None = None,
+        merge: nn.Module | None = None,
+        post: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+        self.merge = merge if merge is not None else BranchOnly() if shortcut is None else Add()
+        self.post = post if post is not None else nn.Identity()
+
+    def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
+        return self.post(self.merge(None if self.shortcut is None else self.shortcut(x), self.branch(x, *extra)))
+
+
+class Add(nn.Module):
+    """h + F, the merge of residual networks."""
+
+    def forward(self, h: Tensor, f: Tensor) -> Tensor:
+        return h + f
+
+
+class SampledAdd(nn.Module):
+    """h + b F in training, b drawn as 0 with probability `drop` and else 1 for the whole batch; h + (1 - drop) F in evaluation.
+
+    Stochastic depth (Huang et al. 2016, equations 2 and 5). The draw sits in a buffer that `draw_depth` fills before a
+    forward pass, so that it can be the same on all processes and the captured graph has no random branch.
+    """
+
+    keep: Tensor
+
+    def __init__(self, drop: float) -> None:
+        super().__init__()
+        self.drop = drop
+        self.register_buffer("keep", torch.ones(()), persistent=False)
+
+    def forward(self, h: Tensor, f: Tensor) -> Tensor:
+        return h + f * (self.keep.to(f.dtype) if self.training else 1 - self.drop)
+
+    def extra_repr(self) -> str:
+        return f"drop={self.drop:.3g}"
+
+
+class BranchOnly(nn.Module):
+    """F alone: the merge of a plain unit, which has no shortcut."""
+
+    def forward(self, h: Tensor | None, f: Tensor) -> Tensor:
+        return f
+
+
+class Concat(nn.Module):
+    """[h, F] along the channels (axis 1), the merge of dense and U-shaped networks."""
+
+    def forward(self, h: Tensor, f: Tensor) -> Tensor:
+        return torch.cat((h, f), dim=1)
+
+
+class Gate(nn.Module):
+    """T F + (1 - T) h with T = sigmoid(transform(h)), the merge of highway networks; the shortcut h is then the identity.
+
+    `transform` maps h to the gate's logits, of the shape of F.
+    """
+
+    def __init__(self, transform: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, h: Tensor, f: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.transform(h))
+        return gate * f + (1 - gate) * h
+
+
+@dataclass(frozen=True)
+class Located:
+    """A unit found in a model.
+
+    `path` is its dotted name, `depth` its level of nesting (0: inside no other unit), `index` its place in the order of
+    the walk. `removable` says that the unit can be taken out for good, its input standing in for its output: its shape is
+    kept and, where there is a shortcut, that shortcut is the identity.
+    """
+
+    index: int
+    path: str
+    unit: Unit
+    depth: int
+    removable: bool
+
+
+def walk(model: nn.Module) -> Iterator[Located]:
+    """The units of `model` in the order of its modules, outer before inner."""
+    paths: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, Unit):
+            depth = sum(path.startswith(outer + ".") or outer == "" for outer in paths)
+            yield Located(len(paths), path, module, depth, is_removable(module))
+            paths.append(path)
+
+
+def is_removable(unit: Unit) -> bool:
+    """Whether the unit's input could stand in for its output: identity shortcut, or none and an unchanged shape."""
+    if isinstance(unit.merge, Concat):
+        return False
+    if unit.shortcut is not None:
+        return isinstance(unit.shortcut, nn.Identity)
+    return keeps_shape(unit.branch)
+
+
+def keeps_shape(branch: nn.Module) -> bool:
+    """Whether a chain of layers ends with the width it began with and no layer strides; False where that cannot be read."""
+    layers = [m for m in branch.modules() if hasattr(m, "weight") and m.weight is not None and m.weight.dim() > 1]
+    if not layers:
+        return False
+    first, last = layers[0], layers[-1]
+    width_in = getattr(first, "in_channels", getattr(first, "in_features", None))
+    width_out = getattr(last, "out_channels", getattr(last, "out_features", None))
+    strides = [getattr(layer, "stride", (1,)) for layer in layers]
+    return width_in is not None and width_in == width_out and all(set(stride) == {1} for stride in strides)
+
+
+def draw_depth(model: nn.Module, *keys: int | str) -> None:
+    """Draws which branches of the `SampledAdd` merges in `model` are kept, as a pure function of `keys`."""
+    merges = (module for module in model.modules() if isinstance(module, SampledAdd))
+    for index, merge in enumerate(merges):
+        merge.keep.fill_(float(keyed.uniform(*keys, "depth", index) >= merge.drop))
+
+
+@contextmanager
+def switched_off(*units: Unit) -> Iterator[None]:
+    """Within the block the branches of `units` count as zero and shapes stay; the model itself is not edited.
+
+    With addition the unit becomes post(shortcut(x)); with concatenation its maps are zero; with a gate (1 - T) x is left;
+    a plain unit gives post(0). The branch is still evaluated, so use this in evaluation mode.
+    """
+    handles = [unit.branch.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out)) for unit in units]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
