@@ -60,13 +60,13 @@ def _absorb(keys: tuple[Key, ...]) -> int | Tensor:
     for key in keys:
         if isinstance(key, str):
             key = string_key(key)
-        if isinstance(key, int) and isinstance(state, int):
-            state = _mix_int((state + _GOLDEN * (key + 1)) & _MASK)
-        elif isinstance(key, int):
-            state = _mix_tensor(state + _signed(_GOLDEN * (key + 1)))
-        else:
+        if isinstance(key, Tensor):
             start = _signed(state) if isinstance(state, int) else state
             state = _mix_tensor(start + (key.to(torch.int64) + 1) * _signed(_GOLDEN))
+        elif isinstance(state, Tensor):
+            state = _mix_tensor(state + _signed(_GOLDEN * (key + 1)))
+        else:
+            state = _mix_int((state + _GOLDEN * (key + 1)) & _MASK)
     return state
 
 

@@ -59,6 +59,7 @@ class SampledAdd(nn.Module):
     """
 
     keep: Tensor
+    drop: float
 
     def __init__(self, drop: float) -> None:
         super().__init__()
@@ -144,15 +145,16 @@ def keeps_shape(branch: nn.Module) -> bool:
     first, last = layers[0], layers[-1]
     width_in = getattr(first, "in_channels", getattr(first, "in_features", None))
     width_out = getattr(last, "out_channels", getattr(last, "out_features", None))
-    strides = [getattr(layer, "stride", (1,)) for layer in layers]
-    return width_in is not None and width_in == width_out and all(set(stride) == {1} for stride in strides)
+    strides = [tuple(getattr(layer, "stride", ())) for layer in layers]
+    return width_in is not None and width_in == width_out and all(set(stride) <= {1} for stride in strides)
 
 
 def draw_depth(model: nn.Module, *keys: int | str) -> None:
     """Draws which branches of the `SampledAdd` merges in `model` are kept, as a pure function of `keys`."""
-    merges = (module for module in model.modules() if isinstance(module, SampledAdd))
+    merges = [module for module in model.modules() if isinstance(module, SampledAdd)]
     for index, merge in enumerate(merges):
-        merge.keep.fill_(float(keyed.uniform(*keys, "depth", index) >= merge.drop))
+        kept = bool(keyed.uniform(*keys, "depth", index) >= merge.drop)
+        merge.keep.fill_(float(kept))
 
 
 @contextmanager

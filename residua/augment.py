@@ -1,0 +1,219 @@
+"""Views of single images and transforms of batches; every draw is keyed by (seed, epoch, sample). Layer 1.
+
+A *view* turns one image of any size, uint8 [C, H, W], into uint8 [C, size, size] (decoding threads and workers do this).
+A *transform* changes a batch on its device: images uint8 [N, C, S, S] before `normalized`, float after it. `draws` are int64 [N],
+the samples' places in their split (plus N times the occurrence where a sampler repeats them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as V
+
+from residua import keyed
+from residua.recipe import Augment
+
+__all__ = [
+    "Mix",
+    "central_view",
+    "colour_change",
+    "crop_and_flip",
+    "cutout",
+    "flip",
+    "mixed",
+    "normalized",
+    "shorter_side",
+    "train_view",
+]
+
+# Eigenvalues and eigenvectors of the RGB covariance over ImageNet's training pixels in [0, 1] (Krizhevsky et al. 2012,
+# section 4.1; the figures that fb.resnet.torch uses).
+PCA_VALUES = (0.2175, 0.0188, 0.0045)
+PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+
+
+@dataclass(frozen=True)
+class Key:
+    """What every draw of a run's epoch starts from."""
+
+    seed: int
+    epoch: int
+
+
+# ---------------------------------------------------------------------------------------------------------------- views
+
+
+def shorter_side(image: Tensor, side: int) -> Tensor:
+    """`image` resized so that its shorter side is `side`, aspect ratio kept (bilinear, antialiased, in uint8)."""
+    height, width = image.shape[-2:]
+    scale = side / min(height, width)
+    size = [max(side, round(height * scale)), max(side, round(width * scale))]
+    return image if size == [height, width] else V.resize(image, size, antialias=True)
+
+
+def central_view(image: Tensor, size: int, fraction: float = 1.0) -> Tensor:
+    """The centre crop of `size` from the image whose shorter side is `size / fraction` (0.875 gives 224 of 256)."""
+    return V.center_crop(shorter_side(image, round(size / fraction)), [size, size])
+
+
+def train_view(image: Tensor, augment: Augment, size: int, key: Key, draw: int) -> Tensor:
+    """The view of one image that the recipe's `crop` asks for."""
+    if augment.crop == "scale-jitter":
+        return _scale_jitter(image, augment, size, key, draw)
+    if augment.crop == "random-resized":
+        return _random_resized(image, augment.min_area, size, key, draw)
+    return central_view(image, size)
+
+
+def _scale_jitter(image: Tensor, augment: Augment, size: int, key: Key, draw: int) -> Tensor:
+    """he2015 section 3.4: shorter side uniform in [min_side, max_side], then a random crop."""
+    keys = (key.seed, key.epoch, draw)
+    side = int(keyed.integers(augment.min_side, augment.max_side + 1, *keys, "side"))
+    resized = shorter_side(image, side)
+    height, width = resized.shape[-2:]
+    top = int(keyed.integers(0, height - size + 1, *keys, "top"))
+    left = int(keyed.integers(0, width - size + 1, *keys, "left"))
+    return resized[:, top : top + size, left : left + size]
+
+
+def _random_resized(image: Tensor, min_area: float, size: int, key: Key, draw: int) -> Tensor:
+    """Szegedy et al. 2015: a crop of area uniform in [min_area, 1] and aspect ratio log-uniform in [3/4, 4/3], resized.
+
+    Ten tries, then the largest central crop within the ratios, as torchvision does.
+    """
+    height, width = image.shape[-2:]
+    attempt = torch.arange(10)
+    keys = (key.seed, key.epoch, draw)
+    area = height * width * (min_area + (1 - min_area) * keyed.uniform(*keys, "area", attempt))
+    ratio = torch.exp(torch.log(torch.tensor(4 / 3)) * (2 * keyed.uniform(*keys, "ratio", attempt) - 1))
+    widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = ((widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)).nonzero()
+    if len(fits):
+        h, w = int(heights[fits[0, 0]]), int(widths[fits[0, 0]])
+        top = int(keyed.integers(0, height - h + 1, *keys, "top"))
+        left = int(keyed.integers(0, width - w + 1, *keys, "left"))
+    else:
+        h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+        top, left = (height - h) // 2, (width - w) // 2
+    return V.resize(image[:, top : top + h, left : left + w], [size, size], antialias=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- transforms
+
+
+def crop_and_flip(images: Tensor, pad: int, mirrored: bool, fill: Tensor, key: Key, draws: Tensor) -> Tensor:
+    """Pads by `pad` pixels of colour `fill` (uint8 [C]), crops at a random place, mirrors half of the images if `mirrored`.
+
+    The padding of he2015 section 4.2 is zero after the mean is subtracted: `fill` is the mean colour.
+    """
+    n, channels, height, width = images.shape
+    padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
+    if pad and bool(fill.any()):
+        inside = torch.zeros(padded.shape[-2:], dtype=torch.bool, device=images.device)
+        inside[pad : pad + height, pad : pad + width] = True
+        padded = torch.where(inside, padded, fill.view(1, -1, 1, 1))
+    top = keyed.integers(0, 2 * pad + 1, key.seed, key.epoch, draws, "top")
+    left = keyed.integers(0, 2 * pad + 1, key.seed, key.epoch, draws, "left")
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device).expand(n, width)
+    if mirrored:
+        columns = torch.where(_coin(key, draws, "flip")[:, None], columns.flip(1), columns)
+    columns = left[:, None] + columns
+    index = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(n, 1, -1).expand(n, channels, -1)
+    return padded.flatten(2).gather(2, index).view(n, channels, height, width)
+
+
+def flip(images: Tensor, key: Key, draws: Tensor) -> Tensor:
+    """Mirrors half of the images."""
+    return torch.where(_coin(key, draws, "flip")[:, None, None, None], images.flip(-1), images)
+
+
+def normalized(images: Tensor, normalization: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    """(pixel / 255 - mean) / std; a per-pixel mean of another size than the images is replaced by its mean colour."""
+    mean, std = normalization["mean"].to(images.device), normalization["std"].to(images.device)
+    if mean.shape[-2:] not in ((1, 1), tuple(images.shape[-2:])):
+        mean = mean.mean((-2, -1), keepdim=True)
+    return torch.addcmul(-mean / std, images, 1 / (255 * std)).to(dtype)
+
+
+def colour_change(images: Tensor, strength: float, std: Tensor, key: Key, draws: Tensor) -> Tensor:
+    """Adds a multiple of each principal component of RGB to all pixels of an image (Krizhevsky et al. 2012, section 4.1).
+
+    `images` float, normalised by `std`; `strength` is the standard deviation of the three factors (0.1 in the papers). Grey
+    images get the mean of the three channels' change.
+    """
+    component = torch.arange(3, device=images.device)
+    factors = strength * keyed.normal(key.seed, key.epoch, draws[:, None], "colour", component[None])
+    values = torch.tensor(PCA_VALUES, dtype=torch.float64, device=images.device)
+    vectors = torch.tensor(PCA_VECTORS, dtype=torch.float64, device=images.device)
+    change = (factors * values) @ vectors.T
+    if images.shape[1] == 1:
+        change = change.mean(1, keepdim=True)
+    return images + (change[:, :, None, None] / std.to(images.device)).to(images.dtype)
+
+
+def cutout(images: Tensor, side: int, key: Key, draws: Tensor) -> Tensor:
+    """Sets a square of `side` pixels, centred anywhere in the image, to zero, which is the mean (DeVries and Taylor 2017)."""
+    height, width = images.shape[-2:]
+    inside = _box(images, side, side, keyed.integers(0, height, key.seed, key.epoch, draws, "cutout-row"),
+                  keyed.integers(0, width, key.seed, key.epoch, draws, "cutout-column"))  # fmt: skip
+    return images.masked_fill(inside[:, None], 0)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Soft targets of a mixed batch: sample i counts `weight[i]` for its own label and the rest for `partner[i]`'s."""
+
+    partner: Tensor
+    weight: Tensor
+
+
+def mixed(images: Tensor, mixup: float, cutmix: float, key: Key, draws: Tensor) -> tuple[Tensor, Mix]:
+    """Mixes neighbours 2i and 2i + 1 of the batch with each other; a last one without neighbour stays as it is.
+
+    mixup (Zhang et al. 2018): weight w ~ Beta(mixup, mixup), x = w x_i + (1 - w) x_j. cutmix (Yun et al. 2019): a box of area
+    1 - w from the neighbour, w then set to the exact share of pixels kept. With both on, each pair tosses a fair coin.
+    """
+    n = len(images)
+    partner = torch.arange(n, device=images.device) ^ 1
+    partner = torch.where(partner < n, partner, torch.arange(n, device=images.device))
+    leader = torch.minimum(draws, draws[partner])
+    cuts = _coin(key, leader, "mix") if mixup and cutmix else torch.full((n,), cutmix > 0, device=images.device)
+    weight = _beta(mixup or 1.0, cutmix or 1.0, cuts, keyed.uniform(key.seed, key.epoch, leader, "weight"))
+    height, width = images.shape[-2:]
+    share = (1 - weight).sqrt()
+    inside = _box(images, (share * height).round().long(), (share * width).round().long(),
+                  keyed.integers(0, height, key.seed, key.epoch, leader, "row"),
+                  keyed.integers(0, width, key.seed, key.epoch, leader, "column"))  # fmt: skip
+    kept = 1 - inside.double().mean((1, 2))
+    alone = partner == torch.arange(n, device=images.device)
+    weight = torch.where(alone, 1.0, torch.where(cuts, kept, weight)).to(images.dtype)
+    blend = torch.where(cuts[:, None, None], (~inside).to(images.dtype), weight[:, None, None])[:, None]
+    blend = torch.where(alone[:, None, None, None], torch.ones_like(blend), blend)
+    return images * blend + images[partner] * (1 - blend), Mix(partner, weight)
+
+
+def _beta(mixup: float, cutmix: float, cuts: Tensor, uniform: Tensor) -> Tensor:
+    """Beta draws by inverse distribution function, on the CPU in double precision, so that they agree on all devices."""
+    alpha = torch.where(cuts, cutmix, mixup).double().cpu().numpy()
+    return torch.from_numpy(betaincinv(alpha, alpha, uniform.cpu().numpy())).to(uniform.device)
+
+
+def _coin(key: Key, draws: Tensor, name: str) -> Tensor:
+    return keyed.uniform(key.seed, key.epoch, draws, name) < 0.5
+
+
+def _box(images: Tensor, height: int | Tensor, width: int | Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """bool [N, H, W]: true inside the box of `height` x `width` around (row, column), clipped at the border."""
+    rows = torch.arange(images.shape[-2], device=images.device)
+    columns = torch.arange(images.shape[-1], device=images.device)
+    top, left = row - height // 2, column - width // 2
+    in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])
+    in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])
+    return in_rows[:, :, None] & in_columns[:, None, :]

@@ -1,0 +1,307 @@
+"""A recipe: everything that decides what a training run computes. Frozen, nested, validated; TOML and JSON in and out. Layer 0.
+
+A recipe chooses from catalogues by name; it never names an import. `replaced(recipe, {"optim.lr": 0.05})` derives a variant.
+Positions in a schedule are fractions of the run's length, so any length rescales the whole schedule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from residua.errors import RequestError, nearest, unknown
+
+__all__ = [
+    "Augment", "Average", "Checkpoints", "Data", "Model", "Optim", "Recipe", "Schedule",
+    "differences", "from_dict", "parse_overrides", "read", "replaced", "to_dict", "write_toml",
+]  # fmt: skip
+
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=0, le=65_536)]
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Data:
+    """`source`: a name, a folder or a CSV file. `image_size`: side of the network's input in pixels (None: from the data).
+    `normalize`: subtract the mean and divide by the standard deviation per channel, or subtract the per-pixel mean only.
+    `holdout`: training samples set aside as "val" (the 45k/5k split is 5000). `balance`: nothing, class weights in the loss
+    (N / (K n_c)), or a sampler that draws all classes equally often. `in_memory`: None decides by size. `max_bad`: the
+    share of unreadable files above which a run refuses to start."""
+
+    source: str = "digits"
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    normalize: Literal["channel", "pixel"] = "channel"
+    holdout: Annotated[int, Field(ge=0)] = 0
+    balance: Literal["none", "weights", "sampler"] = "none"
+    in_memory: bool | None = None
+    max_bad: Fraction = 0.05
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Augment:
+    """`crop`: "none" (resize and centre), "pad" (pad by `pad` pixels, crop at a random place), "scale-jitter" (shorter side
+    uniform in [`min_side`, `max_side`], random crop), "random-resized" (area in [`min_area`, 1], aspect ratio in [3/4, 4/3]),
+    or "auto" ("pad" for uniform small images, else "random-resized"). `flip`: mirror half of the images. `colour`: standard
+    deviation of the PCA colour change (0.1 in the papers). `cutout`: side of the square set to the mean. `mixup`, `cutmix`:
+    alpha of their Beta distribution. None is decided by the data's facts; 0 is off."""
+
+    crop: Literal["auto", "none", "pad", "scale-jitter", "random-resized"] = "auto"
+    pad: Pixels | None = None
+    min_side: Annotated[int, Field(ge=1)] = 256
+    max_side: Annotated[int, Field(ge=1)] = 480
+    min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
+    flip: bool | None = None
+    colour: NonNegative = 0.0
+    cutout: Pixels = 0
+    mixup: NonNegative = 0.0
+    cutmix: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augment:
+        if self.min_side > self.max_side:
+            raise ValueError(f"augment.min_side {self.min_side} is larger than augment.max_side {self.max_side}")
+        return self
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Model:
+    """`name` of a catalogue entry ("auto": decided by the data) and the `options` it is built with."""
+
+    name: str = "auto"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Optim:
+    """`name`: "sgd", "adamw", or "muon" (Muon for convolutions and matrices, SGD for the rest). `weight_decay` acts on
+    biases and normalisations too if `decay_all`. `layer_decay`: factor of the learning rate per unit counted from the
+    head. `clip`: largest norm of the gradient (0: off)."""
+
+    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    lr: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegative = 1e-4
+    decay_all: bool = True
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    clip: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Optim:
+        if self.nesterov and not self.momentum:
+            raise ValueError("optim.nesterov needs optim.momentum above 0")
+        return self
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Schedule:
+    """The learning rate's factor as a function of progress in [0, 1]. First `warmup` (a fraction of the run) at, or rising
+    linearly from, `warmup_factor`; then `shape`: "steps" (times `drop_factor` at each of `drops`), "cosine" or "linear" down to
+    `final`, or "constant"."""
+
+    shape: Literal["steps", "cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    warmup_factor: NonNegative = 0.0
+    warmup_shape: Literal["linear", "constant"] = "linear"
+    drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    drop_factor: Positive = 0.1
+    final: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Schedule:
+        if list(self.drops) != sorted(set(self.drops)):
+            raise ValueError(f"schedule.drops must increase, not {self.drops}")
+        return self
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Average:
+    """An exponential moving average of the weights, evaluated instead of the last ones. `decay` per step (0: off); it is
+    held to at most (1 + step) / (10 + step), so that short runs forget their start."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Checkpoints:
+    """A checkpoint at each epoch's end and every `seconds`; the newest `keep` stay."""
+
+    seconds: Positive = 60.0
+    keep: Count = 2
+
+
+@dataclass(frozen=True, config=_CONFIG)
+class Recipe:
+    """Everything that decides what a run computes. Give at most one of `steps`, `epochs`, `minutes` (none: a default length
+    by the size of the data). `micro_batch`: the most samples in one forward pass (None: the whole batch).
+    `evaluations`: how often the watched split is measured, at most. `plan`: "auto" measures, "exact" is fp32, eager, one
+    thread, or a plan by name."""
+
+    name: str = "fast"
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    augment: Augment = field(default_factory=Augment)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    average: Average = field(default_factory=Average)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    batch_size: Count = 128
+    micro_batch: Count | None = None
+    steps: Count | None = None
+    epochs: Positive | None = None
+    minutes: Positive | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    evaluations: Annotated[int, Field(ge=1)] = 10
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    plan: str = "auto"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        given = [name for name in ("steps", "epochs", "minutes") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a run has one length, but {' and '.join(given)} are given")
+        size = self.data.image_size
+        if size and self.augment.crop == "scale-jitter" and self.augment.min_side < size:
+            raise ValueError(f"augment.min_side {self.augment.min_side} is smaller than the crop, data.image_size {size}")
+        if size and self.augment.cutout > size:
+            raise ValueError(f"augment.cutout {self.augment.cutout} is larger than data.image_size {size}")
+        return self
+
+
+_ADAPTER = TypeAdapter(Recipe)
+
+
+def from_dict(values: Mapping[str, Any], where: str = "the recipe") -> Recipe:
+    """A recipe from nested plain values; raises `RequestError` that lists every unknown field and value out of range."""
+    try:
+        return _ADAPTER.validate_python(dict(values))
+    except ValidationError as error:
+        raise RequestError(f"In {where}: " + " ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: Any) -> str:
+    path = [str(part) for part in item["loc"]]
+    name = ".".join(path)
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        fields = [option for option in field_names() if option.rpartition(".")[0] == name.rpartition(".")[0]]
+        return str(unknown("field", name, fields if len(fields) > 1 else field_names()))
+    message = item["msg"].removeprefix("Value error, ")
+    if not path or item["type"] == "value_error":
+        return f"{message}."
+    return f"{name} = {item['input']!r} is not valid: {message[0].lower()}{message[1:]}."
+
+
+def field_names() -> list[str]:
+    """All fields as dotted names, such as "optim.lr"."""
+    names = []
+    for item in dataclasses.fields(Recipe):
+        if dataclasses.is_dataclass(item.default_factory):
+            names += [f"{item.name}.{inner.name}" for inner in dataclasses.fields(item.default_factory)]
+        else:
+            names.append(item.name)
+    return names
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested plain values (what recipe.json holds)."""
+    return _ADAPTER.dump_python(recipe, mode="json")
+
+
+def replaced(recipe: Recipe, changes: Mapping[str, Any], where: str = "--set") -> Recipe:
+    """The recipe with dotted fields changed, validated anew. `model.options.NAME` (or `model.NAME`) reaches into the options.
+
+    A new length replaces the old one.
+    """
+    values = to_dict(recipe)
+    lengths = {"steps", "epochs", "minutes"}
+    if lengths & changes.keys():
+        values.update(dict.fromkeys(lengths))
+    for name, value in changes.items():
+        _assign(values, name, value, where)
+    return from_dict(values, where)
+
+
+def _assign(values: dict[str, Any], name: str, value: Any, where: str) -> None:
+    parts = name.split(".")
+    if parts[0] == "model" and len(parts) == 2 and parts[1] not in ("name", "options"):
+        parts.insert(1, "options")
+    if parts[:2] == ["model", "options"] and len(parts) == 3:
+        values["model"]["options"][parts[2]] = value
+        return
+    if name not in field_names():
+        close = nearest(name, field_names())
+        raise RequestError(
+            f"In {where}: there is no field {name!r}." + (f" Did you mean {' or '.join(map(repr, close))}?" if close else "")
+        )
+    target = values
+    for part in parts[:-1]:
+        target = target[part]
+    target[parts[-1]] = value
+
+
+def parse_overrides(assignments: list[str]) -> dict[str, Any]:
+    """["optim.lr=0.05", "augment.flip=false"] as a dict; a value that is not JSON is taken as text."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise RequestError(f"--set takes field=value, such as optim.lr=0.05, not {assignment!r}.")
+        try:
+            changes[name.strip()] = json.loads({"none": "null", "True": "true", "False": "false"}.get(text, text))
+        except json.JSONDecodeError:
+            changes[name.strip()] = text
+    return changes
+
+
+def read(path: Path) -> Recipe:
+    """A recipe from a TOML or JSON file."""
+    if not path.is_file():
+        raise RequestError(f"There is no recipe file {path}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}.") from None
+    if not isinstance(values, dict):
+        raise RequestError(f"{path} must hold a table of fields, not {type(values).__name__}.")
+    return from_dict(values, str(path))
+
+
+def write_toml(recipe: Recipe) -> str:
+    """The recipe as TOML; fields that are None are left out, since TOML has no null."""
+
+    def present(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: present(inner) for name, inner in value.items() if inner is not None}
+        return value
+
+    return tomli_w.dumps(present(to_dict(recipe)))
+
+
+def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The dotted fields in which two recipes differ, with both values."""
+    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    return {k: (before.get(k), after.get(k)) for k in {**before, **after} if before.get(k) != after.get(k)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,198 @@
+"""The run directory: the interface between the stages. Layer 3.
+
+recipe.json      the fully resolved Recipe
+manifest.json    versions, hardware, revision, data fingerprint; total steps, plan, threads, micro-batch, processes
+data.json        classes, facts, sizes of the splits, what the data check found
+normalization.safetensors   mean and standard deviation, as the network's input is normalised
+metrics.jsonl    one JSON object a line: step, epoch, split, values, seconds
+checkpoints/     see `residua.checkpoints`
+evaluations/     one JSON file an evaluation
+report.html
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from residua import checkpoints
+from residua import recipe as recipes
+from residua.errors import RequestError, RunError
+from residua.models import create_model
+from residua.network import Network
+from residua.recipe import Recipe
+
+__all__ = ["FORMAT", "Run", "load", "locked", "open_run", "write_atomically"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run directory. `manifest` and `data` are the plain values of their files, `normalization` has "mean" and
+    "std", float32 [C, 1, 1] or [C, H, W], in units of pixel value / 255."""
+
+    path: Path
+    recipe: Recipe
+    manifest: Mapping[str, Any]
+    data: Mapping[str, Any]
+    normalization: Mapping[str, Tensor]
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of their ids, frozen when the run began."""
+        return list(self.data["classes"])
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def image_size(self) -> int:
+        """Side of the network's input in pixels."""
+        size = self.recipe.data.image_size
+        assert size is not None, "a stored recipe is resolved"
+        return size
+
+    def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
+        """The metric lines, of one split or all; a line cut short by a kill is left out."""
+        lines = read_lines(self.path / "metrics.jsonl")
+        return [line for line in lines if split is None or line["split"] == split]
+
+    def finished(self) -> bool:
+        """Whether a checkpoint of the last step exists."""
+        newest = checkpoints.available(self.checkpoints)
+        return bool(newest) and newest[0].name == f"step-{self.manifest['total_steps']:08d}"
+
+    def build(self) -> Network:
+        """The run's network, freshly initialised."""
+        return create_model(self.recipe.model.name, **self.recipe.model.options)
+
+
+def create(
+    path: Path, recipe: Recipe, manifest: Mapping[str, Any], data: Mapping[str, Any], normalization: dict[str, Tensor]
+) -> Run:
+    """Lays out a new run directory; the manifest comes last, so a directory with a manifest is whole."""
+    try:
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "recipe.json", json.dumps(recipes.to_dict(recipe), indent=1, ensure_ascii=False))
+        write_atomically(path / "data.json", json.dumps(data, indent=1, ensure_ascii=False))
+        write_atomically(path / "normalization.safetensors", save(normalization))
+        write_atomically(path / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+    except OSError as error:
+        raise RunError(f"The run directory {path} cannot be written: {error.strerror or error}.") from error
+    return open_run(path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` holds a run."""
+    return (path / "manifest.json").is_file()
+
+
+def open_run(path: Path | str) -> Run:
+    """The run in `path`; raises `RequestError` if it is none, or of a format that this version does not read."""
+    path = Path(path)
+    if not path.is_dir():
+        raise RequestError(f"There is no run directory {path}.")
+    if not is_run(path):
+        raise RequestError(f"{path} is not a run directory: it has no manifest.json.")
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise RequestError(f"The run {path} has format {manifest['format']}; this version reads format {FORMAT}.")
+        recipe = recipes.from_dict(json.loads((path / "recipe.json").read_text(encoding="utf-8")), str(path / "recipe.json"))
+        data = json.loads((path / "data.json").read_text(encoding="utf-8"))
+        normalization = load_file(path / "normalization.safetensors")
+    except RequestError:
+        raise
+    except Exception as error:  # a damaged file can fail in the parser of any of the four formats
+        raise RequestError(f"The run {path} is damaged: {error}.") from error
+    return Run(path, recipe, manifest, data, normalization)
+
+
+def load(run: Run | Path | str, *, which: str = "final") -> Network:
+    """The trained network of a run, in evaluation mode, on the CPU.
+
+    `which`: "final" is the averaged weights where the recipe keeps an average and else the last ones; "last" always the last.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    checkpoint, _ = checkpoints.latest(run.checkpoints)
+    if checkpoint is None:
+        raise RequestError(f"The run {run.path} has no checkpoint yet; continue it with the command that began it.")
+    network = run.build()
+    name = "average" if which == "final" and "average" in checkpoint.tensors else "model"
+    load_weights(network, checkpoint.tensors[name], str(run.path))
+    return network.eval()
+
+
+def load_weights(network: Network, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Loads `tensors` into `network`; raises `RequestError` listing what is missing, unexpected or of another shape."""
+    own = network.state_dict()
+    wrong = [f"{k} is missing" for k in own.keys() - tensors.keys()] + [f"{k} is unexpected" for k in tensors.keys() - own.keys()]
+    wrong += [
+        f"{k} has shape {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own.keys() & tensors.keys()
+        if tensors[k].shape != own[k].shape
+    ]
+    if wrong:
+        listed = "; ".join(sorted(wrong)[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise RequestError(f"The weights in {where} are of another network: {listed}.")
+    network.load_state_dict(dict(tensors))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a JSON-lines file; the first line that does not parse ends it."""
+    lines: list[dict[str, Any]] = []
+    if not path.is_file():
+        return lines
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def write_atomically(path: Path, contents: str | bytes) -> None:
+    """Writes a file so that it is seen whole or not at all."""
+    aside = path.with_name(f".{path.name}.aside")
+    with aside.open("wb") as file:
+        file.write(contents.encode() if isinstance(contents, str) else contents)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the run directory for this process by the operating system's file lock, which ends with the process.
+
+    Raises `RequestError` naming the holder if another process has it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = (path / "lock").open("a+")
+    except OSError as error:
+        raise RequestError(f"The run directory {path} cannot be written: {error.strerror or error}.") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RequestError(f"The run {path} is being trained by {holder}. Wait for it, or choose another --out.") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
