@@ -166,6 +166,29 @@ def cutout(images: Tensor, side: int, key: Key, draws: Tensor) -> Tensor:
     return images.masked_fill(inside[:, None], 0)
 
 
+def transformed(
+    images: Tensor, augment: Augment, normalization: Mapping[str, Tensor], key: Key, draws: Tensor
+) -> tuple[Tensor, Mix | None]:
+    """All batch-wise transforms of a recipe in their order: uint8 [N, C, S, S] -> float32, and how labels were mixed.
+
+    `augment` is resolved (no None). A padding crop and the mirror image are one gather; views have been cut before.
+    """
+    mirrored = bool(augment.flip)
+    if augment.crop == "pad" and augment.pad:
+        fill = (normalization["mean"].mean((-2, -1)) * 255).round().to(images.device, torch.uint8)
+        images = crop_and_flip(images, augment.pad, mirrored, fill, key, draws)
+    elif mirrored:
+        images = flip(images, key, draws)
+    x = normalized(images, normalization)
+    if augment.colour:
+        x = colour_change(x, augment.colour, normalization["std"], key, draws)
+    if augment.cutout:
+        x = cutout(x, augment.cutout, key, draws)
+    if augment.mixup or augment.cutmix:
+        return mixed(x, augment.mixup, augment.cutmix, key, draws)
+    return x, None
+
+
 @dataclass(frozen=True)
 class Mix:
     """Soft targets of a mixed batch: sample i counts `weight[i]` for its own label and the rest for `partner[i]`'s."""

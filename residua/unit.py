@@ -7,7 +7,7 @@ is written here, once, as  x_{l+1} = post(merge(shortcut(x_l), branch(x_l))).  L
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -139,7 +139,7 @@ def is_removable(unit: Unit) -> bool:
 
 def keeps_shape(branch: nn.Module) -> bool:
     """Whether a chain of layers ends with the width it began with and no layer strides; False where that cannot be read."""
-    layers = [m for m in branch.modules() if hasattr(m, "weight") and m.weight is not None and m.weight.dim() > 1]
+    layers = [m for m in branch.modules() if getattr(getattr(m, "weight", None), "ndim", 0) > 1]
     if not layers:
         return False
     first, last = layers[0], layers[-1]
@@ -149,9 +149,8 @@ def keeps_shape(branch: nn.Module) -> bool:
     return width_in is not None and width_in == width_out and all(set(stride) <= {1} for stride in strides)
 
 
-def draw_depth(model: nn.Module, *keys: int | str) -> None:
-    """Draws which branches of the `SampledAdd` merges in `model` are kept, as a pure function of `keys`."""
-    merges = [module for module in model.modules() if isinstance(module, SampledAdd)]
+def draw_depth(merges: Iterable[SampledAdd], *keys: int | str) -> None:
+    """Draws which branches of the given merges (those of one model, in order) are kept, as a pure function of `keys`."""
     for index, merge in enumerate(merges):
         kept = bool(keyed.uniform(*keys, "depth", index) >= merge.drop)
         merge.keep.fill_(float(kept))

@@ -1,0 +1,159 @@
+"""Parameter groups, optimisers, averaging of weights, and schedules as pure functions. Layer 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from residua.network import Network
+from residua.recipe import Optim, Schedule
+
+__all__ = [
+    "Averaged",
+    "Muon",
+    "build_optimizer",
+    "learning_rate_factor",
+    "load_optimizer",
+    "optimizer_tensors",
+    "set_learning_rate",
+]
+
+
+def learning_rate_factor(schedule: Schedule, progress: float) -> float:
+    """The factor of the learning rate after the share `progress` in [0, 1] of all steps."""
+    if progress < schedule.warmup:
+        if schedule.warmup_shape == "constant":
+            return schedule.warmup_factor
+        return schedule.warmup_factor + (1 - schedule.warmup_factor) * progress / schedule.warmup
+    if schedule.shape == "steps":
+        return schedule.drop_factor ** sum(progress >= drop for drop in schedule.drops)
+    if schedule.shape == "constant":
+        return 1.0
+    done = min(1.0, (progress - schedule.warmup) / (1 - schedule.warmup))
+    falling = 1 - done if schedule.shape == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return schedule.final + (1 - schedule.final) * falling
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Sets every group's learning rate to `factor` times the one it was built with."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def parameter_groups(network: Network, optim: Optim) -> list[dict[str, Any]]:
+    """Groups by weight decay and by distance from the head: lr times layer_decay ** distance.
+
+    Unless `decay_all`, biases and normalisations (tensors of one dimension) are not decayed.
+    """
+    depths = [group for group in network.depth_order() if group]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for index, parameters in enumerate(depths):
+        lr = optim.lr * optim.layer_decay ** (len(depths) - 1 - index)
+        for parameter in parameters:
+            decay = optim.weight_decay if optim.decay_all or parameter.ndim > 1 else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def build_optimizer(network: Network, optim: Optim) -> Optimizer:
+    """The optimiser of the recipe over all parameters of `network`.
+
+    "sgd" is Nesterov's or heavy-ball momentum with the decay added to the gradient, as the papers train; "adamw" decouples
+    the decay; "muon" see `Muon`.
+    """
+    groups = parameter_groups(network, optim)
+    if optim.name == "adamw":
+        return AdamW(groups, betas=(optim.momentum, 0.999))
+    if optim.name == "muon":
+        return Muon(groups, momentum=optim.momentum)
+    return SGD(groups, momentum=optim.momentum, nesterov=optim.nesterov)
+
+
+class Muon(Optimizer):
+    """Momentum whose update, for a weight of two or more dimensions, is made orthogonal (Jordan et al. 2024, "Muon").
+
+    A convolution's weight [out, in, ...] is taken as the matrix [out, in * ...]. The update is scaled to a root mean square
+    of `sqrt(max(1, out / in)) / sqrt(in)`-like size by the factor max(1, rows / columns) ** 0.5; other parameters, and the
+    classifier (last weight), follow SGD with Nesterov momentum.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9, ratio: float = 0.2) -> None:
+        super().__init__(groups, {"momentum": momentum, "ratio": ratio})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update from the gradients at hand."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer, gradient = state["momentum_buffer"], parameter.grad
+        assert gradient is not None
+        if parameter.ndim < 3:
+            gradient = gradient.add(parameter, alpha=group["weight_decay"])
+            buffer.mul_(group["momentum"]).add_(gradient)
+            parameter.add_(gradient.add(buffer, alpha=group["momentum"]), alpha=-group["lr"])
+            return
+        buffer.lerp_(gradient, 1 - group["momentum"])
+        direction = orthogonalized(gradient.lerp(buffer, group["momentum"]).flatten(1)).view_as(parameter)
+        scale = group["lr"] * group["ratio"] * max(parameter.shape[0], parameter[0].numel()) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-scale)
+
+
+def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
+    """The nearest orthogonal matrix, roughly (singular values in about [0.7, 1.2]): the quintic Newton-Schulz iteration with
+    Jordan's coefficients, in float32."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
+class Averaged:
+    """An exponential moving average of all floating-point weights and buffers; others are copied.
+
+    Decay min(decay, (1 + step) / (10 + step)), so that early weights fade however short the run.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Moves the average towards `network` after update number `step` (from 0)."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        current = network.state_dict()
+        floating = [name for name, tensor in current.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.tensors[n] for n in floating], [current[n].detach() for n in floating], weight)
+        for name in current.keys() - set(floating):
+            self.tensors[name].copy_(current[name])
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, "<parameter number>.<name>"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items() if value is not None}
+
+
+def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,223 @@
+"""The execution plan: precision, memory format, compilation, threads. Given a step to try, it measures. Layer 3.
+
+A plan changes how a step is computed, never what: every candidate's losses are compared with those of the plain one (fp32,
+eager, contiguous) on the same batches from the same weights, on a copy of the model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from residua.errors import RequestError, nearest
+from residua.network import Network
+from residua.unit import walk
+
+__all__ = ["PLANS", "Plan", "Trial", "activation_bytes", "apply", "candidates", "choose", "compiled", "measure"]
+
+COMPILE_FORECAST = 600.0  # seconds of eager training below which compiling is not tried: it costs up to a minute itself
+LOSS_TOLERANCE = 0.05  # relative; bf16 rounds to 3 significant digits, and the first losses of a network are its noisiest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is computed. `precision` "fp32" or "bf16" (autocast); `memory_format` "contiguous" or "channels_last";
+    `compile` "none", "model" or "stages"."""
+
+    name: str
+    precision: str = "fp32"
+    memory_format: str = "contiguous"
+    compile: str = "none"
+    exact: bool = False
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context in which the forward pass runs."""
+        return torch.autocast(device.type, dtype=torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """A batch of images in the plan's memory format."""
+        return tensor.contiguous(memory_format=torch.channels_last) if self.memory_format == "channels_last" else tensor
+
+
+PLANS = {
+    plan.name: plan
+    for plan in (
+        Plan("fp32"),
+        Plan("fp32-channels-last", memory_format="channels_last"),
+        Plan("bf16", "bf16", "channels_last"),
+        Plan("fp32-compile", "fp32", "channels_last", "model"),
+        Plan("bf16-compile", "bf16", "channels_last", "model"),
+        Plan("bf16-compile-stages", "bf16", "channels_last", "stages"),
+        Plan("exact", exact=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What trying a plan showed: median seconds a step, seconds before the first, the losses, and the outcome in words."""
+
+    name: str
+    seconds_per_step: float
+    start_seconds: float
+    losses: tuple[float, ...]
+    outcome: str
+
+
+def named(name: str) -> Plan:
+    """The plan called `name`; raises `RequestError` with the valid names."""
+    if name not in PLANS:
+        close = nearest(name, PLANS)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        raise RequestError(f"There is no plan called {name!r}. {hint}Valid: auto, {', '.join(PLANS)}.")
+    return PLANS[name]
+
+
+def apply(plan: Plan, threads: int, device: torch.device) -> None:
+    """Sets what belongs to the whole process: threads, deterministic kernels, and an allocator that keeps its memory."""
+    torch.set_num_threads(1 if plan.exact else threads)
+    keep_large_buffers()
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+
+
+def keep_large_buffers() -> None:
+    """Tells glibc to serve large buffers from its heap: by default each is mapped and unmapped anew, and a training step
+    spends up to a third of its time in page faults. Elsewhere than on glibc this does nothing."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def candidates(device: torch.device) -> list[Plan]:
+    """The eager plans worth trying on `device`, the plain one first."""
+    return [PLANS["fp32"], PLANS["fp32-channels-last"], PLANS["bf16"]]
+
+
+def compile_obstacle(network: Network, device: torch.device) -> str | None:
+    """Why compiling is not tried, in a sentence; None if it can be."""
+    if len(list(walk(network))) > 120:
+        return "compiling is skipped: the network has more than 120 units, and compiling would take many minutes"
+    compilers = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in compilers):
+        return "compiling is skipped: there is no C++ compiler on this machine (installing g++ would allow it)"
+    return None
+
+
+def compiled(network: Network, plan: Plan) -> Callable[[Tensor], Tensor]:
+    """The network's forward under the plan, sharing its weights; without graph breaks, or it raises."""
+    if plan.compile == "none":
+        return network
+    if plan.compile == "stages":
+        return _Staged(network)
+    return torch.compile(network, fullgraph=True, dynamic=False)
+
+
+class _Staged(nn.Module):
+    """A network whose stages are compiled each on its own."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.parts = [
+            torch.compile(part, fullgraph=True, dynamic=False) for part in (network.stem, *network.stages, network.head)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def measure(plan: Plan, make_step: Callable[[Plan], Callable[[int], float]], steps: int, limit: float = math.inf) -> Trial:
+    """Tries `plan`: the first step warms up, then the median of up to `steps` more, stopping early after `limit` seconds."""
+    began = time.perf_counter()
+    try:
+        step = make_step(plan)
+        losses = [step(0)]
+    except Exception as error:  # a backend may refuse a plan in any way; the others still stand
+        reason = str(error).strip().splitlines()
+        return Trial(plan.name, math.inf, 0.0, (), f"failed: {type(error).__name__}: {reason[0] if reason else ''}"[:200])
+    start = time.perf_counter() - began
+    seconds: list[float] = []
+    while len(seconds) < steps and (not seconds or sum(seconds) < limit):
+        before = time.perf_counter()
+        losses.append(step(len(seconds) + 1))
+        seconds.append(time.perf_counter() - before)
+    return Trial(plan.name, sorted(seconds)[len(seconds) // 2], start, tuple(losses), "measured")
+
+
+def agrees(trial: Trial, reference: Trial) -> bool:
+    """Whether the losses follow the reference's over the steps that both made."""
+    pairs = list(zip(trial.losses, reference.losses))
+    return bool(pairs) and all(abs(a - b) <= LOSS_TOLERANCE * max(abs(b), 0.1) for a, b in pairs)
+
+
+def choose(
+    make_step: Callable[[Plan], Callable[[int], float]],
+    network: Network,
+    device: torch.device,
+    total_seconds: Callable[[float], float],
+    *,
+    steps: int = 4,
+    limit: float = 1.5,
+) -> tuple[Plan, list[Trial], str]:
+    """The fastest plan for a run of this length, all trials, and a note on what was left out.
+
+    `make_step(plan)` gives a function of the step's number that trains a copy and returns the loss; `total_seconds(seconds a
+    step)` is how long the run would take.
+    """
+    trials = [measure(plan, make_step, steps, limit) for plan in candidates(device)]
+    reference, note = trials[0], ""
+    best = _best(trials, reference, total_seconds)
+    if total_seconds(best.seconds_per_step) > COMPILE_FORECAST:
+        obstacle = compile_obstacle(network, device)
+        note = obstacle or ""
+        if obstacle is None:
+            more = "bf16-compile" if PLANS[best.name].precision == "bf16" else "fp32-compile"
+            trials.append(measure(PLANS[more], make_step, 2 * steps, 2 * limit))
+            best = _best(trials, reference, total_seconds)
+    return PLANS[best.name], [_judged(trial, reference) for trial in trials], note
+
+
+def _best(trials: Sequence[Trial], reference: Trial, total_seconds: Callable[[float], float]) -> Trial:
+    usable = [trial for trial in trials if agrees(trial, reference)]
+    if not usable:
+        return reference
+    return min(usable, key=lambda trial: total_seconds(trial.seconds_per_step) + trial.start_seconds)
+
+
+def _judged(trial: Trial, reference: Trial) -> Trial:
+    if trial.outcome == "measured" and not agrees(trial, reference):
+        return Trial(**{**asdict(trial), "outcome": "rejected: its losses differ from those in fp32"})
+    return trial
+
+
+def activation_bytes(network: Network, images: Tensor, plan: Plan) -> int:
+    """Bytes that the backward pass of one image keeps, measured on the given few images [N, C, H, W]."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), plan.autocast(images.device):
+        network(images)
+    return sum(seen.values()) // len(images)

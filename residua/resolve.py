@@ -1,0 +1,124 @@
+"""From a recipe and an opened data set to the recipe that is run: every open field decided, every contradiction found. Layer 3."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from residua import models
+from residua.augment import central_view
+from residua.dataset import ArraySamples, Dataset, Facts, Samples, holdout
+from residua.errors import RequestError, UnreadableImage
+from residua.published import Published
+from residua.recipe import Recipe, replaced
+
+__all__ = ["held_out", "normalization", "resolve"]
+
+SMALL = 96  # uniform images up to this side are trained at their own size, with the stem for small images
+DEFAULT_EPOCHS, DEFAULT_STEPS = 24, 1_500
+
+
+def held_out(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """The data set with `data.holdout` training samples set aside as "val"."""
+    count = recipe.data.holdout
+    if not count:
+        return dataset
+    train = dataset.splits["train"]
+    if count >= len(train):
+        raise RequestError(f"data.holdout = {count} would leave nothing of {len(train)} training images.")
+    kept, aside = holdout(train, count)
+    splits = {**dataset.splits, "train": kept, "val": aside}
+    return Dataset(dataset.source, dataset.note, dataset.classes, splits, dataset.facts, dataset.findings)
+
+
+def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Recipe, list[str]]:
+    """The recipe with every open field decided by the data, and a sentence for each decision a user should know of.
+
+    Raises `RequestError` where recipe and data contradict each other.
+    """
+    notes: list[str] = []
+    facts, train = dataset.facts, dataset.splits["train"]
+    small = facts.size is not None and max(facts.size) <= SMALL
+    side = recipe.data.image_size or (max(facts.size) if small and facts.size else 224)
+    changes: dict[str, Any] = {"data.image_size": side, **_augmentation(recipe, facts, side, small)}
+    changes.update(_model(recipe, dataset, side, notes))
+    if recipe.batch_size > len(train):
+        changes["batch_size"] = len(train)
+        notes.append(f"The batch of {recipe.batch_size} is larger than the data: {len(train)} is used.")
+    if recipe.micro_batch and recipe.micro_batch > changes.get("batch_size", recipe.batch_size):
+        changes["micro_batch"] = changes.get("batch_size", recipe.batch_size)
+    if recipe.steps is None and recipe.epochs is None and recipe.minutes is None:
+        per_epoch = max(1, len(train) // changes.get("batch_size", recipe.batch_size))
+        changes["epochs"] = max(DEFAULT_EPOCHS, math.ceil(DEFAULT_STEPS / per_epoch))
+        notes.append(f"No length is given: {changes['epochs']} epochs (--epochs or --minutes choose another).")
+    return replaced(recipe, changes, "the recipe"), notes
+
+
+def _augmentation(recipe: Recipe, facts: Facts, side: int, small: bool) -> dict[str, Any]:
+    augment = recipe.augment
+    crop = augment.crop if augment.crop != "auto" else "pad" if small else "random-resized"
+    if crop == "scale-jitter" and augment.min_side < side:
+        raise RequestError(f"The crop of {side} pixels is larger than the image: augment.min_side is {augment.min_side}.")
+    if augment.cutout > side:
+        raise RequestError(f"augment.cutout = {augment.cutout} is larger than the image of {side} pixels.")
+    if augment.pad is not None and augment.pad >= side:
+        raise RequestError(f"augment.pad = {augment.pad} would shift the image of {side} pixels out of sight.")
+    pad = augment.pad if augment.pad is not None else facts.pad if small else side // 8
+    flip = augment.flip if augment.flip is not None else facts.flip
+    return {"augment.crop": crop, "augment.pad": pad, "augment.flip": flip}
+
+
+def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dict[str, Any]:
+    name, options = recipe.model.name, dict(recipe.model.options)
+    if name == "auto":
+        name = "resnet20" if side <= SMALL else "resnet18"
+        notes.append(f"No model is given: {name}, the default for images of {side} pixels (--model chooses another).")
+    for option, value, what in (
+        ("num_classes", len(dataset.classes), "classes"),
+        ("in_channels", dataset.facts.channels, "channels"),
+    ):
+        if options.setdefault(option, value) != value:
+            raise RequestError(f"model.{option} = {options[option]}, but the data has {value} {what}.")
+    entry = models.CATALOG.get(name)
+    imagenet_form = isinstance(entry, Published) and entry.input_shape[-1] > SMALL
+    if imagenet_form and side <= SMALL and "stem" not in options:
+        options["stem"] = "small"
+        notes.append(f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own).")
+    models.check_options(name, entry, options)
+    return {"model.name": name, "model.options": options}
+
+
+def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2_000) -> dict[str, Tensor]:
+    """"mean" and "std" of the training images in units of pixel / 255, float32: [C, 1, 1], or for `normalize = "pixel"` a mean
+    [C, S, S] and std of 1.
+
+    Images in memory count all; files are sampled, `most` of them evenly over the sorted list, seen as evaluation sees them.
+    """
+    side = recipe.data.image_size
+    assert side is not None
+    whole = isinstance(samples, ArraySamples) and samples.images.shape[-2:] == (side, side)
+    images = samples.images if whole and isinstance(samples, ArraySamples) else _sampled(samples, side, most)
+    pixels = images.double().div_(255) if len(images) <= 4_096 else None
+    mean = pixels.mean(0) if pixels is not None else torch.stack([images[:, c].double().mean(0) / 255 for c in range(channels)])
+    if recipe.data.normalize == "pixel":
+        return {"mean": mean.float().contiguous(), "std": torch.ones(channels, 1, 1)}
+    colour = mean.mean((-2, -1), keepdim=True)
+    square = torch.stack([(images[:, c].double() / 255 - colour[c]).square().mean() for c in range(channels)])
+    std = square.sqrt().clamp_min(1e-3).view(-1, 1, 1)
+    return {"mean": colour.float().contiguous(), "std": std.float().contiguous()}
+
+
+def _sampled(samples: Samples, side: int, most: int) -> Tensor:
+    places = torch.linspace(0, len(samples) - 1, min(most, len(samples))).round().long().unique().tolist()
+    images = []
+    for place in places:
+        try:
+            images.append(central_view(samples.load(place), side))
+        except UnreadableImage:
+            continue
+    if not images:
+        raise RequestError(f"None of the {len(places)} training images that were tried can be decoded.")
+    return torch.stack(images)

@@ -1,0 +1,260 @@
+"""A network's scores on batches of images, by one of the protocols of the papers. Layer 3.
+
+    centre     one crop from the middle
+    ten-crop   four corners, the middle, and the mirror images of these five (Krizhevsky et al. 2012, section 4.1)
+    dense      the whole image, the head applied at every place of the last map (he2015 section 3.4; Simonyan and Zisserman 2015)
+
+Shapes: views are uint8 [C, S, S] (centre), [V, C, S, S] (crops) or [C, H, W] of any size (dense); probabilities float32 [N, K].
+Nothing here draws from a global generator, changes a network, or leaves one in another mode than it was in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as V
+
+from residua.augment import normalized, shorter_side
+from residua.batches import Batch, CentralView, evaluation_batches
+from residua.dataset import Samples
+from residua.errors import RequestError
+from residua.network import Network
+from residua.recipe import Recipe
+from residua.tasks import classify
+
+__all__ = [
+    "CENTRAL_FRACTION", "CropsView", "DenseScorer", "Scores", "SideView", "autocast_for", "chosen_device", "dense_logits",
+    "dense_scales", "evaluation_view", "grouped_by_shape", "score_crops", "score_whole", "scores", "watch",
+]  # fmt: skip
+
+CENTRAL_FRACTION = 0.875
+"""Side of the crop over the shorter side of the image that it is cut from: 224 of 256."""
+
+PAPER_SCALES, PAPER_SIZE = (224, 256, 384, 480, 640), 224
+"""The shorter sides at which he2015 section 3.4 tests a network trained at 224 pixels."""
+
+Scorer = Callable[[Network, Tensor], Tensor]
+
+
+# ---------------------------------------------------------------------------------------------------------------- views
+
+
+def evaluation_view(recipe: Recipe) -> CentralView:
+    """The view by which a run of this (resolved) recipe is measured: the middle 0.875 of the shorter side where it was trained
+    on crops of larger images, and the whole shorter side elsewhere."""
+    size = recipe.data.image_size
+    assert size is not None, "a stored recipe is resolved"
+    return CentralView(size, CENTRAL_FRACTION if recipe.augment.crop in ("scale-jitter", "random-resized") else 1.0)
+
+
+@dataclass(frozen=True)
+class CropsView:
+    """The four corners and the middle of the image whose shorter side is `size / 0.875`, then, if `mirrored`, the same of its
+    mirror image: [C, H, W] -> [5 or 10, C, size, size]."""
+
+    size: int
+    mirrored: bool
+
+    def __call__(self, image: Tensor) -> Tensor:
+        crops = V.ten_crop if self.mirrored else V.five_crop
+        return torch.stack(crops(shorter_side(image, round(self.size / CENTRAL_FRACTION)), [self.size, self.size]))
+
+
+@dataclass(frozen=True)
+class SideView:
+    """The whole image with a shorter side of `side` pixels."""
+
+    side: int
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return shorter_side(image, self.side)
+
+
+def dense_scales(size: int, reduction: int) -> tuple[int, ...]:
+    """The paper's five shorter sides in proportion to `size`, in whole cells of the last map (`reduction` pixels each)."""
+    sides = [reduction * max(1, round(scale * size / PAPER_SIZE / reduction)) for scale in PAPER_SCALES]
+    return tuple(dict.fromkeys(sides))
+
+
+# -------------------------------------------------------------------------------------------------------------- scoring
+
+
+def score_whole(network: Network, images: Tensor) -> Tensor:
+    """Softmax scores of images [N, C, S, S], float32 [N, K]."""
+    return network(_laid_out(images)).float().softmax(1)
+
+
+def score_crops(network: Network, crops: Tensor) -> Tensor:
+    """Softmax scores averaged over the V crops of each image, [N, V, C, S, S] -> [N, K]."""
+    n, v = crops.shape[:2]
+    return score_whole(network, crops.flatten(0, 1)).view(n, v, -1).mean(1)
+
+
+@dataclass(frozen=True)
+class DenseScorer:
+    """Softmax of `dense_logits`, averaged with that of the mirror image if `mirrored`: [N, C, H, W] -> [N, K]."""
+
+    window: int
+    mirrored: bool
+
+    def __call__(self, network: Network, images: Tensor) -> Tensor:
+        own = dense_logits(network, images, self.window).float().softmax(1)
+        if not self.mirrored:
+            return own
+        return (own + dense_logits(network, images.flip(-1), self.window).float().softmax(1)) / 2
+
+
+def dense_logits(network: Network, images: Tensor, window: int) -> Tensor:
+    """The mean over all places of the last map of the logits there, [N, K].
+
+    The global average pooling becomes one over `window` x `window` cells at stride 1, `window` being the side of the last
+    map at the size trained for (cut to the map where that is smaller), and the linear classifier a 1x1 convolution. An
+    image of the size trained for has one place and so the logits of the network itself.
+    """
+    last = network.features(_laid_out(images))[-1]
+    pooled = F.avg_pool2d(last, (min(window, last.shape[-2]), min(window, last.shape[-1])), stride=1)
+    classifier = network.head.classifier
+    assert isinstance(classifier, nn.Linear)
+    return F.conv2d(pooled, classifier.weight[:, :, None, None], classifier.bias).flatten(2).mean(2)
+
+
+class Scores(NamedTuple):
+    """`probabilities` float32 [N, K] and `labels` int64 [N] of the samples that could be read, in the order of their `places`
+    int64 [N] in the split; `unreadable` has (name, reason) of the others. All on the CPU."""
+
+    probabilities: Tensor
+    labels: Tensor
+    places: Tensor
+    unreadable: tuple[tuple[str, str], ...]
+
+
+def scores(
+    network: Network,
+    batches: Iterable[Batch],
+    normalization: Mapping[str, Tensor],
+    device: torch.device,
+    precision: str,
+    scorer: Scorer = score_whole,
+) -> Scores:
+    """The `Scores` of a network, which lies on `device`, on batches whose views suit `scorer`."""
+    unreadable: list[tuple[str, str]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with _measuring(network, device, precision):
+        for batch, images in _inputs(batches, normalization, device):
+            unreadable += batch.unreadable
+            if len(images):
+                parts.append((scorer(network, images), batch.labels[batch.valid], batch.draws[batch.valid]))
+    if not parts:
+        return Scores(torch.empty(0, 0), torch.empty(0).long(), torch.empty(0).long(), tuple(unreadable))
+    probabilities, labels, places = (torch.cat(column).cpu() for column in zip(*parts))
+    order = places.argsort(stable=True)
+    return Scores(probabilities[order], labels[order], places[order], tuple(unreadable))
+
+
+def watch(
+    network: nn.Module,
+    samples: Samples,
+    indices: Tensor,
+    view: CentralView,
+    normalization: Mapping[str, Tensor],
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    workers: int,
+) -> dict[str, float]:
+    """Sums over the readable ones of the samples at `indices`: "count", "loss_sum" (cross-entropy in nats), "wrong1" and
+    "wrong5" (how often the label is not among the 1 or 5 largest logits). Processes that share a split add theirs up."""
+    losses, wrong1, wrong5 = [torch.zeros(0)], [torch.zeros(0).bool()], [torch.zeros(0).bool()]
+    batches = evaluation_batches(samples, indices, view, batch_size, workers)
+    with _measuring(network, device, precision):
+        for batch, images in _inputs(batches, normalization, device):
+            labels = batch.labels[batch.valid].to(device)
+            if len(labels):
+                logits = network(_laid_out(images))
+                losses.append(classify.loss(logits, labels))
+                wrong1.append(~classify.correct(logits, labels))
+                wrong5.append(~classify.correct(logits, labels, 5))
+    loss = torch.cat([part.cpu() for part in losses]).double()
+    wrong = [int(torch.cat([part.cpu() for part in parts]).sum()) for parts in (wrong1, wrong5)]
+    return {"count": len(loss), "loss_sum": float(loss.sum()), "wrong1": wrong[0], "wrong5": wrong[1]}
+
+
+def grouped_by_shape(batches: Iterable[Batch], max_pixels: int) -> Iterator[Batch]:
+    """Batches of one image each, of any size, as batches of images of one shape with at most `max_pixels` pixels (but at
+    least one image). What is left at the end comes in the order of first appearance."""
+    waiting: dict[torch.Size, list[Batch]] = {}
+    for batch in batches:
+        shape = batch.images.shape
+        waiting.setdefault(shape, []).append(batch)
+        if (len(waiting[shape]) + 1) * shape[-2] * shape[-1] > max_pixels:
+            yield _joined(waiting.pop(shape))
+    yield from map(_joined, waiting.values())
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    images, labels, draws, valid = (
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels", "draws", "valid")
+    )
+    listed = tuple(item for batch in batches for item in batch.unreadable)
+    return Batch(batches[0].step, batches[0].epoch, images, labels, draws, valid, listed)
+
+
+def _inputs(
+    batches: Iterable[Batch], normalization: Mapping[str, Tensor], device: torch.device
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with the network's input for its readable images."""
+    on_device = {name: values.to(device) for name, values in normalization.items()}
+    for batch in batches:
+        images = batch.images.to(device, non_blocking=True)
+        if not batch.valid.all():
+            images = images[batch.valid.to(device)]
+        yield batch, normalized(images, on_device) if len(images) else images
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _measuring(network: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
+    """Evaluation mode for every module, without gradients or draws; afterwards each is as it was.
+
+    The data loader draws a seed for its workers from torch's generator: that draw is undone.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(), autocast_for(precision, device):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+# ---------------------------------------------------------------------------------------------------------------- devices
+
+
+def autocast_for(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context for a plan's `precision`: "bf16" computes convolutions and products in bfloat16, all else in float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device called `name` ("cpu", "cuda", "cuda:1"); None is the GPU where there is one. Raises `RequestError` for one
+    that torch does not know or this machine does not have."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(f"The device {name!r} cannot be used: {reason} Give cpu, cuda, or leave it out.") from None
+    return device

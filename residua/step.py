@@ -1,0 +1,149 @@
+"""One update: batch -> loss -> gradient -> weights, the same for any number of micro-batches and processes. Layer 4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from residua import keyed, optim
+from residua.augment import Key, transformed
+from residua.batches import Batch, Share, even_cuts
+from residua.errors import RunError
+from residua.network import Network
+from residua.plan import Plan, compiled
+from residua.recipe import Recipe
+from residua.tasks import classify
+from residua.unit import SampledAdd, draw_depth
+
+__all__ = ["NonFiniteLoss", "Outcome", "Step"]
+
+
+class NonFiniteLoss(RunError):
+    """The loss was not finite; the weights are those before the step. `draws` are the samples of this process."""
+
+    def __init__(self, step: int, value: float, draws: Tensor) -> None:
+        super().__init__(f"The loss is {value} at step {step}.")
+        self.step, self.value, self.draws = step, value, draws
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one update showed, over all processes: mean `loss`, `error` in per cent, the learning rate, images counted."""
+
+    loss: float
+    error: float
+    lr: float
+    count: int
+
+
+class Step:
+    """Computes updates of `network` as the recipe says and the plan allows.
+
+    The network's own draws (dropout, stochastic depth) are seeded anew before each forward pass from (seed, step, micro-batch,
+    process), so a step depends on nothing but its number and the weights.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        plan: Plan,
+        normalization: Mapping[str, Tensor],
+        total_steps: int,
+        *,
+        device: torch.device,
+        class_weights: Tensor | None = None,
+        share: Share | None = None,
+    ) -> None:
+        memory_format = torch.channels_last if plan.memory_format == "channels_last" else torch.contiguous_format
+        self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
+        self.recipe, self.plan, self.total_steps, self.device = recipe, plan, total_steps, device
+        self.share = share or Share()
+        self.normalization = {name: tensor.to(device) for name, tensor in normalization.items()}
+        self.class_weights = class_weights.to(device) if class_weights is not None else None
+        self.optimizer = optim.build_optimizer(network, recipe.optim)
+        self.average = optim.Averaged(network, recipe.average.decay) if recipe.average.decay else None
+        self.sampled = [module for module in network.modules() if isinstance(module, SampledAdd)]
+        self.parallel = DistributedDataParallel(network) if self.share.world > 1 else None
+        self.forward = self.parallel or compiled(network, plan)
+
+    def __call__(self, batch: Batch) -> Outcome:
+        """Makes update number `batch.step` (from 0); raises `NonFiniteLoss` before anything is changed."""
+        factor = optim.learning_rate_factor(self.recipe.schedule, batch.step / self.total_steps)
+        optim.set_learning_rate(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        count = self._over_processes(torch.tensor([float(batch.valid.sum())], dtype=torch.float64))[0].item()
+        sums = self._over_processes(self._gradients(batch, max(1.0, count)))
+        loss, wrong = (sums / max(1.0, count)).tolist()
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(batch.step, loss, batch.draws)
+        if self.recipe.optim.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optim.clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.network, batch.step)
+        return Outcome(loss, 100 * wrong, self.recipe.optim.lr * factor, int(count))
+
+    def _gradients(self, batch: Batch, count: float) -> Tensor:
+        """Leaves the gradient of the mean loss over `count` images; returns the sums of losses and of wrong answers here."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        cuts = even_cuts(len(batch.labels), self._num_micro_batches())
+        for index, (start, end) in enumerate(zip(cuts, cuts[1:])):
+            chosen = torch.arange(start, end)[batch.valid[start:end]]
+            last = index == len(cuts) - 2
+            with self._synchronised(last):
+                sums += self._micro_batch(batch, chosen, index, count)
+        return sums
+
+    def _micro_batch(self, batch: Batch, chosen: Tensor, index: int, count: float) -> Tensor:
+        whole = len(chosen) == len(batch.labels)
+        images = batch.images if whole else batch.images[chosen.to(batch.images.device)]
+        draws, labels = (value[chosen].to(self.device, non_blocking=True) for value in (batch.draws, batch.labels))
+        if not len(chosen) and self.parallel is None:
+            return torch.zeros(2, dtype=torch.float64, device=self.device)
+        key = Key(self.recipe.seed, batch.epoch)
+        x, mix = transformed(images.to(self.device, non_blocking=True), self.recipe.augment, self.normalization, key, draws)
+        torch.manual_seed(keyed.generator_seed(self.recipe.seed, "network", batch.step, index, self.share.rank))
+        draw_depth(self.sampled, self.recipe.seed, batch.step, index)
+        with self.plan.autocast(self.device):
+            logits = self.forward(self.plan.placed(x))
+        losses = classify.loss(logits, labels, mix=mix, smoothing=self.recipe.label_smoothing, class_weights=self.class_weights)
+        (losses.sum() * (self.share.world / count)).backward()
+        wrong = ~classify.correct(logits.detach(), labels)
+        return torch.stack((losses.detach().double().sum(), wrong.double().sum()))
+
+    def _num_micro_batches(self) -> int:
+        """Forward passes in a step, the same on all processes."""
+        largest = -(-self.recipe.batch_size // self.share.world) + (self.share.world > 1)
+        return -(-largest // self.recipe.micro_batch) if self.recipe.micro_batch else 1
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Processes exchange gradients in the last micro-batch only."""
+        return nullcontext() if last or self.parallel is None else self.parallel.no_sync()
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        if self.share.world > 1:
+            sums = sums.to(self.device)
+            dist.all_reduce(sums)
+        return sums
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """All that a checkpoint must hold, by file."""
+        files = {"model": self.network.state_dict(), "optimizer": optim.optimizer_tensors(self.optimizer)}
+        return {**files, "average": self.average.tensors} if self.average is not None else files
+
+    def load(self, tensors: Mapping[str, dict[str, Tensor]]) -> None:
+        """Puts back what `tensors` gave."""
+        self.network.load_state_dict(tensors["model"])
+        optim.load_optimizer(self.optimizer, tensors["optimizer"])
+        if self.average is not None:
+            for name, tensor in tensors["average"].items():
+                self.average.tensors[name].copy_(tensor)
