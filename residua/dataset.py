@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +19,19 @@ from torch import Tensor
 from residua import keyed
 from residua.errors import UnreadableImage
 
-__all__ = ["ArraySamples", "Dataset", "Facts", "FileSamples", "Finding", "Findings", "Samples"]
+__all__ = [
+    "ArraySamples",
+    "Dataset",
+    "Facts",
+    "FileSamples",
+    "Finding",
+    "Findings",
+    "Samples",
+    "class_counts",
+    "hold",
+    "holdout",
+    "subset",
+]
 
 
 @dataclass(frozen=True)
@@ -162,6 +176,32 @@ def subset(samples: Samples, indices: Tensor) -> Samples:
         return ArraySamples(samples.images[indices], samples.labels[indices], names, unreadable)
     sizes = [samples.sizes[i] for i in indices.tolist()]
     return FileSamples(samples.root, names, samples.labels[indices], sizes, samples.decode)
+
+
+def hold(samples: Samples) -> ArraySamples:
+    """The samples decoded into memory; they must share one size. What cannot be decoded is zero and listed as unreadable."""
+    if isinstance(samples, ArraySamples):
+        return samples
+    images: Tensor | None = None
+    unreadable: dict[int, str] = {}
+    with ThreadPoolExecutor() as pool:
+        for place, image in enumerate(pool.map(partial(_loaded, samples), range(len(samples)))):
+            if isinstance(image, str):
+                unreadable[place] = image
+                continue
+            if images is None:
+                images = torch.zeros((len(samples), *image.shape), dtype=torch.uint8)
+            images[place] = image
+    if images is None:
+        raise UnreadableImage(f"None of the {len(samples)} images in {samples.root} can be decoded.")
+    return ArraySamples(images, samples.labels, samples.names, unreadable)
+
+
+def _loaded(samples: FileSamples, place: int) -> Tensor | str:
+    try:
+        return samples.load(place)
+    except UnreadableImage as error:
+        return str(error)
 
 
 def class_counts(samples: Samples, num_classes: int) -> list[int]:

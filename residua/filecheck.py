@@ -188,13 +188,14 @@ def _recall(paths: Sequence[str]) -> dict[bytes, FileFacts]:
                 "WHERE path > ? AND path < ? AND reader = ?",
                 (folder + b"/", folder + b"0", _READER),
             )
-            return {path: FileFacts(*stamp, Header(*header), "", *rest) for path, stamp, header, rest in map(_cut, rows)}
+            return {row[0]: _from_row(row) for row in rows}
     except (sqlite3.Error, OSError, RuntimeError, ValueError, TypeError):
         return {}
 
 
-def _cut(row: tuple[Any, ...]) -> tuple[bytes, tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
-    return row[0], row[1:4], row[4:9], row[9:]
+def _from_row(row: tuple[Any, ...]) -> FileFacts:
+    _, size, mtime_ns, tail, width, height, mode, format_, channels, pixels, sha256 = row
+    return FileFacts(size, mtime_ns, tail, Header(width, height, mode, format_, channels), "", pixels, sha256)
 
 
 def _remember(paths: Sequence[str], facts: Sequence[FileFacts], which: Iterable[int]) -> None:

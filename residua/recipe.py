@@ -78,9 +78,11 @@ class Augment:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Model:
-    """`name` of a catalogue entry ("auto": decided by the data) and the `options` it is built with."""
+    """`name` of a catalogue entry ("auto": decided by the data), the `options` it is built with, and `weights` to start
+    from (a run directory or a .safetensors file)."""
 
     name: str = "auto"
+    weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -236,7 +238,7 @@ def replaced(recipe: Recipe, changes: Mapping[str, Any], where: str = "--set") -
 
 def _assign(values: dict[str, Any], name: str, value: Any, where: str) -> None:
     parts = name.split(".")
-    if parts[0] == "model" and len(parts) == 2 and parts[1] not in ("name", "options"):
+    if parts[0] == "model" and len(parts) == 2 and parts[1] not in ("name", "options", "weights"):
         parts.insert(1, "options")
     if parts[:2] == ["model", "options"] and len(parts) == 3:
         values["model"]["options"][parts[2]] = value

@@ -10,7 +10,7 @@ Nothing here draws from a global generator, changes a network, or leaves one in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from residua.recipe import Recipe
 from residua.tasks import classify
 
 __all__ = [
-    "CENTRAL_FRACTION", "CropsView", "DenseScorer", "Scores", "SideView", "autocast_for", "chosen_device", "dense_logits",
+    "CropsView", "DenseScorer", "Scorer", "Scores", "SideView", "autocast_for", "averaged", "chosen_device", "dense_logits",
     "dense_scales", "evaluation_view", "grouped_by_shape", "score_crops", "score_whole", "scores", "watch",
 ]  # fmt: skip
 
@@ -155,6 +155,19 @@ def scores(
     probabilities, labels, places = (torch.cat(column).cpu() for column in zip(*parts))
     order = places.argsort(stable=True)
     return Scores(probabilities[order], labels[order], places[order], tuple(unreadable))
+
+
+def averaged(parts: Sequence[Scores]) -> Scores:
+    """The mean of several scores of the same split, over the samples that could be read every time."""
+    places = parts[0].places
+    for part in parts[1:]:
+        places = places[torch.isin(places, part.places)]
+    rows = [torch.isin(part.places, places) for part in parts]
+    total = torch.zeros_like(parts[0].probabilities[rows[0]])
+    for part, row in zip(parts, rows):
+        total += part.probabilities[row]
+    unreadable = dict(item for part in parts for item in part.unreadable)
+    return Scores(total / len(parts), parts[0].labels[rows[0]], places, tuple(unreadable.items()))
 
 
 def watch(

@@ -74,6 +74,7 @@ class Step:
         self.sampled = [module for module in network.modules() if isinstance(module, SampledAdd)]
         self.parallel = DistributedDataParallel(network) if self.share.world > 1 else None
         self.forward = self.parallel or compiled(network, plan)
+        self.last = Outcome(math.nan, math.nan, math.nan, 0)
 
     def __call__(self, batch: Batch) -> Outcome:
         """Makes update number `batch.step` (from 0); raises `NonFiniteLoss` before anything is changed."""
@@ -90,7 +91,8 @@ class Step:
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.network, batch.step)
-        return Outcome(loss, 100 * wrong, self.recipe.optim.lr * factor, int(count))
+        self.last = Outcome(loss, 100 * wrong, self.recipe.optim.lr * factor, int(count))
+        return self.last
 
     def _gradients(self, batch: Batch, count: float) -> Tensor:
         """Leaves the gradient of the mean loss over `count` images; returns the sums of losses and of wrong answers here."""

@@ -1,36 +1,355 @@
-"""The loop, in seams one can name: `Step` computes an update, `Recorder` writes down, `Checkpointer` saves. Layer 4.
+"""Training: the loop (`_run_steps`), and `train`, which leads to it. Layer 4.
 
-The loop itself is `_run_steps`. Position is the step's number; everything random is a pure function of it (`residua.keyed`), so to
-continue is to load a checkpoint and start the same iterators there.
+Position is the step's number, and everything random is a pure function of it (`residua.keyed`), so to continue a run is to
+load a checkpoint and to start the same iterators there.
 """
 
 from __future__ import annotations
 
+import os
 import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from residua import checkpoints, keyed
-from residua.batches import Batch, Share
-from residua.checkpoints import Checkpoint
-from residua.errors import RunError
+from residua import checkpoints, machine, plan, prepare, runs
+from residua import recipe as recipes
+from residua.augment import Key, transformed
+from residua.batches import Batch, Share, train_batches
+from residua.data import open_data
+from residua.dataset import Dataset
+from residua.errors import RequestError, RunError
+from residua.evaluation import evaluation_view, watch
+from residua.prepare import Prepared
+from residua.recipe import Recipe
+from residua.recipes import get_recipe
+from residua.record import Checkpointer, Listener, Recorder, Silent
+from residua.resolve import held_out, resolve
 from residua.runs import Run
-from residua.step import NonFiniteLoss, Outcome, Step
+from residua.sheets import write_sheet
+from residua.step import NonFiniteLoss, Step
 
-__all__ = ["Checkpointer", "Interrupted", "Listener", "Silent", "run_steps", "signals_caught"]
+__all__ = ["Interrupted", "request", "signals_caught", "train"]
 
 
 class Interrupted(RunError):
     """Training stopped on a signal after a checkpoint was saved; `code` is the exit code, 130 or 143."""
 
-    def __init__(self, number: int, where: str) -> None:
+    def __init__(self, number: int, where: Path) -> None:
         super().__init__(f"Interrupted; a checkpoint is saved in {where}. The same command continues.")
         self.code = 128 + number
+
+
+def train(
+    data: str | None = None,
+    *,
+    model: str | None = None,
+    recipe: str | Recipe = "fast",
+    out: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    listener: Listener | None = None,
+    **fields: Any,
+) -> Run:
+    """Trains a network, or continues the run in `out`, and returns the finished run.
+
+    `data` is a name, a folder or a CSV file (default: the recipe's, which is the embedded digits), `model` a catalogue name,
+    `recipe` a name, a file or a `Recipe`; `fields` change it by name: `epochs=3`, `minutes=10`, `seed=1`, or through a
+    dictionary `set={"optim.lr": 0.05}`. `out` defaults to a name under runs/ that tells what the run is; the same request
+    leads to the same directory and continues what is there. Raises `RequestError` before any long work if the request is
+    wrong, `RunError` if the work fails, `Interrupted` after a checkpoint on SIGINT or SIGTERM.
+    """
+    started = time.perf_counter()
+    listener = listener or Silent()
+    wanted = request(data, model, recipe, fields)
+    target = Path(out) if out is not None else prepare.default_out(wanted)
+    with _processes(device) as (share, where):
+        if share.rank:
+            return _follow(target, wanted, data_dir, where, workers, share)
+        with runs.locked(target):
+            prepared = _prepare(target, wanted, data_dir, where, workers, share, started, listener)
+            _together(share)
+            return _run(prepared, share, listener)
+
+
+def request(data: str | None, model: str | None, recipe: str | Recipe, fields: Mapping[str, Any]) -> Recipe:
+    """The recipe that is asked for, before the data is known."""
+    chosen = get_recipe(recipe, model) if isinstance(recipe, str) else recipe
+    changes = {**fields.get("set", {}), **{name: value for name, value in fields.items() if name != "set" and value is not None}}
+    if model is not None:
+        changes["model.name"] = model
+    if data is not None:
+        changes["data.source"] = data
+    chosen = recipes.replaced(chosen, changes, "the request")
+    if chosen.plan != "auto":
+        plan.named(chosen.plan)
+    return chosen
+
+
+def _prepare(
+    target: Path, wanted: Recipe, data_dir: str | Path | None, device: torch.device, workers: int | None, share: Share,
+    started: float, listener: Listener,
+) -> Prepared:  # fmt: skip
+    dataset, resolved, held = _open(wanted, data_dir, device, listener)
+    workers = _workers(workers, held)
+    if runs.is_run(target):
+        prepared = prepare.continue_run(target, resolved, dataset, device, workers=workers, share=share)
+        plan.apply(prepared.plan, prepared.run.manifest["threads"], device)
+        return prepared
+    if any(path.name != "lock" for path in target.iterdir()):
+        raise RequestError(f"{target} is not empty and is not a run. Choose another --out.")
+    prepared = prepare.begin(
+        target, resolved, dataset, device, workers=workers, share=share, started=started, threads=torch.get_num_threads(),
+        command=machine.command_line(), listener=listener,
+    )  # fmt: skip
+    plan.apply(prepared.plan, prepared.run.manifest["threads"], device)
+    _write_samples(prepared)
+    return prepared
+
+
+def _open(wanted: Recipe, data_dir: str | Path | None, device: torch.device, listener: Listener) -> tuple[Dataset, Recipe, bool]:
+    """The data, the resolved recipe, and whether the data is held in memory."""
+    channels = wanted.model.options.get("in_channels")
+    folder = Path(data_dir) if data_dir is not None else None
+    dataset = open_data(wanted.data.source, data_dir=folder, channels=channels, max_bad=wanted.data.max_bad)
+    dataset = held_out(dataset, wanted)
+    resolved, notes = resolve(wanted, dataset)
+    dataset, held = prepare.in_memory(dataset, resolved, device)
+    sizes = ", ".join(f"{len(samples):,} {name}" for name, samples in dataset.splits.items())
+    listener.note(f"Data: {dataset.note} {sizes}; {len(dataset.classes)} classes; {'in memory' if held else 'streamed'}.")
+    for kind, count in dataset.findings.counts().items():
+        first = next(item.what for item in dataset.findings.items if item.kind == kind)
+        listener.note(f"Data check: {count} {kind}, such as {first}.")
+    for note in notes:
+        listener.note(note)
+    return dataset, resolved, held
+
+
+def _workers(asked: int | None, held: bool) -> int:
+    """Worker processes: none for data in memory, else as many as cores, at most 8."""
+    if asked is not None:
+        return asked
+    return 0 if held else min(8, len(os.sched_getaffinity(0)))
+
+
+def _follow(
+    target: Path, wanted: Recipe, data_dir: str | Path | None, device: torch.device, workers: int | None, share: Share
+) -> Run:
+    """The part of every process but the first: wait until the run is laid out, then train along."""
+    _together(share)
+    dataset, resolved, held = _open(wanted, data_dir, device, Silent())
+    prepared = prepare.continue_run(target, resolved, dataset, device, workers=_workers(workers, held), share=share)
+    plan.apply(prepared.plan, prepared.run.manifest["threads"], device)
+    return _run(prepared, share, Silent())
+
+
+def _run(prepared: Prepared, share: Share, listener: Listener) -> Run:
+    """Loads the newest checkpoint, makes the missing updates, and evaluates at the end."""
+    run, total = prepared.run, prepared.run.manifest["total_steps"]
+    if not share.rank:
+        checkpoints.remove_partial(run.checkpoints)
+    found, damaged = checkpoints.latest(run.checkpoints)
+    for text in damaged:
+        listener.note(f"{text} The one before it is used.")
+    step = Step(
+        prepared.network, run.recipe, prepared.plan, run.normalization, total, device=prepared.device,
+        class_weights=prepare.class_weights(prepared.dataset, run.recipe), share=share,
+    )  # fmt: skip
+    first = 0
+    if found is not None:
+        runs.load_weights(prepared.network, found.tensors["model"], str(run.path))
+        step.load(found.tensors)
+        first = found.step
+        listener.note(f"{run.path}: continued from step {first:,} of {total:,}." if first < total else f"{run.path} is finished.")
+    if first < total:
+        _run_steps(prepared, step, first, found.extra["seconds"] if found else 0.0, share, listener)
+    return runs.open_run(run.path)
+
+
+def _run_steps(prepared: Prepared, step: Step, first: int, seconds: float, share: Share, listener: Listener) -> None:
+    """The loop: take the next batch, update, note it, save and measure when it is time."""
+    run, total = prepared.run, prepared.run.manifest["total_steps"]
+    order = prepare.make_order(prepared.dataset, run.recipe)
+    samples, size = prepared.dataset.splits["train"], run.image_size
+    batches = train_batches(samples, order, run.recipe.augment, size, first, total, share, prepared.workers)
+    recorder = Recorder(run, first, seconds, listener) if not share.rank else None
+    checkpointer = Checkpointer(run, step, recorder) if recorder else None
+    measure_at = _measure_at(total, order.steps_per_epoch, run.recipe.evaluations)
+    with signals_caught() as caught:
+        for batch in batches:
+            _update(step, batch, prepared)
+            done = batch.step + 1
+            if recorder and checkpointer:
+                recorder.unread(done, batch.unreadable)
+                recorder.trained(done, step.last)
+            if done in measure_at:
+                _measure(prepared, step, done, recorder, share)
+            stop = _agreed(caught, share)
+            if checkpointer and (stop or checkpointer.due(done)):
+                checkpointer.save(done)
+            if stop and done < total:
+                raise Interrupted(stop, run.path)
+    if recorder:
+        recorder.line(
+            total, "end", {"training_seconds": recorder.seconds, "peak_memory_mib": machine.peak_memory_mib(prepared.device)}
+        )
+        recorder.close()
+
+
+def _update(step: Step, batch: Batch, prepared: Prepared) -> None:
+    """One update; a loss that is not finite stops the run before the weights change, naming step, samples and checkpoint."""
+    try:
+        step(batch)
+    except NonFiniteLoss as error:
+        names = prepared.dataset.splits["train"].names
+        listed = ", ".join(str(names[draw % len(names)]) for draw in error.draws.tolist()[:8])
+        saved = checkpoints.available(prepared.run.checkpoints)
+        last = f"The last good checkpoint is {saved[0]}." if saved else "There is no checkpoint yet."
+        raise RunError(
+            f"The loss is {error.value} at step {error.step}; the weights were not changed. Samples of the batch: {listed}, ... "
+            f"({len(error.draws)} in all). {last} A lower optim.lr or optim.clip=1 often helps."
+        ) from error
+
+
+def _measure_at(total: int, per_epoch: int, most: int) -> set[int]:
+    """The steps after which the watched split is measured: ends of epochs, evenly spread, at most `most`; always the last."""
+    epochs = total // per_epoch
+    if epochs <= most:
+        return {per_epoch * (index + 1) for index in range(epochs)} | {total}
+    return {per_epoch * round((index + 1) * epochs / most) for index in range(most)} | {total}
+
+
+def _measure(prepared: Prepared, step: Step, done: int, recorder: Recorder | None, share: Share) -> None:
+    """Loss and errors of the watched split, of the averaged weights where there are any, each image counted once."""
+    run, split = prepared.run, prepared.dataset.watched
+    samples = prepared.dataset.splits[split]
+    if recorder:
+        recorder.pause()
+    with _averaged(step):
+        sums = watch(
+            step.network, samples, torch.arange(share.rank, len(samples), share.world), evaluation_view(run.recipe),
+            run.normalization, device=prepared.device, precision=prepared.plan.precision, batch_size=256, workers=0,
+        )  # fmt: skip
+    names = ("count", "loss_sum", "wrong1", "wrong5")
+    totals = torch.tensor([float(sums[name]) for name in names], dtype=torch.float64, device=prepared.device)
+    if share.world > 1:
+        dist.all_reduce(totals)
+    count, loss, wrong1, wrong5 = totals.tolist()
+    values = {"loss": loss / count, "top1_error": 100 * wrong1 / count, "num_samples": int(count)}
+    if len(run.classes) > 5:
+        values["top5_error"] = 100 * wrong5 / count
+    if recorder:
+        recorder.measured(done, split, values)
+        recorder.proceed()
+
+
+@contextmanager
+def _averaged(step: Step) -> Iterator[None]:
+    """Within the block the network has its averaged weights, if it keeps an average, and is in evaluation mode."""
+    own: dict[str, Tensor] = {}
+    if step.average is not None:
+        own = {name: tensor.clone() for name, tensor in step.network.state_dict().items()}
+        step.network.load_state_dict(step.average.tensors)
+    step.network.eval()
+    try:
+        yield
+    finally:
+        step.network.train()
+        if own:
+            step.network.load_state_dict(own)
+
+
+def _write_samples(prepared: Prepared, count: int = 40) -> None:
+    """A sheet of the first training images as the network sees them, after augmentation."""
+    run, samples = prepared.run, prepared.dataset.splits["train"]
+    order = prepare.make_order(prepared.dataset, run.recipe)
+    batch = next(iter(train_batches(samples, order, run.recipe.augment, run.image_size, 0, 1, Share(), 0)))
+    kept = torch.arange(len(batch.labels))[batch.valid][:count]
+    images = batch.images[kept.to(batch.images.device)].cpu()
+    stats = {name: tensor.cpu() for name, tensor in run.normalization.items()}
+    x, _ = transformed(images, run.recipe.augment, stats, Key(run.recipe.seed, 0), batch.draws[kept])
+    pixels = ((x * stats["std"] + stats["mean"]) * 255).clamp(0, 255).round().to(torch.uint8)
+    captions = [run.classes[label] for label in batch.labels[kept].tolist()]
+    (run.path / "samples").mkdir(exist_ok=True)
+    write_sheet(run.path / "samples" / "augmented.png", pixels, captions, seed=run.recipe.seed)
+
+
+# ------------------------------------------------------------------------------------------------ signals and processes
+
+
+@contextmanager
+def signals_caught() -> Iterator[list[int]]:
+    """Within the block the first SIGINT or SIGTERM is noted in the list; the second leaves at once."""
+    caught: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if caught:
+            os._exit(128 + number)
+        caught.append(number)
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # signals belong to the main thread; elsewhere (a notebook's worker) there is nothing to catch
+        previous = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _agreed(caught: list[int], share: Share) -> int:
+    """The signal that any process has caught, the same for all of them; 0 for none."""
+    number = caught[0] if caught else 0
+    if share.world == 1:
+        return number
+    flag = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return int(flag)
+
+
+@contextmanager
+def _processes(device: str | None) -> Iterator[tuple[Share, torch.device]]:
+    """This process's share of the work and its device; joins the others when started by torchrun."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    where = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if world == 1:
+        yield Share(), where
+        return
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield Share(dist.get_rank(), dist.get_world_size()), where
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str | None, local_rank: int) -> torch.device:
+    if name is None:
+        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("no CUDA device is available")
+    except RuntimeError as error:
+        raise RequestError(
+            f"--device {name} cannot be used: {str(error).splitlines()[0]}. Valid: cpu, cuda, cuda:0, ..."
+        ) from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _together(share: Share) -> None:
+    """Waits until all processes are here."""
+    if share.world > 1:
+        dist.barrier()

@@ -1,0 +1,377 @@
+"""The command line: each verb calls the functions of one module; this is the only file that prints. Layer 7.
+
+Results go to stdout, everything said on the way to stderr; with --json stdout is one JSON document. Exit codes: 0 done, 1 failed
+while working, 2 the request was wrong, 130/143 interrupted with a checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from residua.errors import RequestError, RunError
+
+app = typer.Typer(
+    name="residua",
+    help="Deep residual learning end to end: build, train, evaluate and take apart networks with skip connections.",
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where named data sets lie or are downloaded to (or RESIDUA_DATA).")
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one).")]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that read data (default: as needed).")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe; may be repeated.")
+]
+
+
+def main() -> None:
+    """The entry point of the `residua` command."""
+    app()
+
+
+def say(text: str) -> None:
+    """A line for the person who watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def guarded(work: Callable[[], None], debug: bool) -> None:
+    """Runs a verb; turns its errors into one message and an exit code."""
+    try:
+        work()
+    except (RequestError, RunError) as error:
+        if debug:
+            raise
+        fail(str(error), getattr(error, "code", 2 if isinstance(error, RequestError) else 1))
+    except KeyboardInterrupt:
+        fail("Interrupted.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Ends the process with a message."""
+    say(f"residua: {message}")
+    raise typer.Exit(code)
+
+
+def emit(document: Any) -> None:
+    """The one JSON document."""
+    print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="A name or a pattern such as 'resnet*'.")] = "*",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the networks: depth, parameters, multiply-adds, paper."""
+
+    def work() -> None:
+        from residua.models import CATALOG, list_models
+
+        rows = [(name, CATALOG.get(name)) for name in list_models(pattern)]
+        if not rows:
+            CATALOG.get(pattern)
+        if as_json:
+            emit([
+                {"name": name, "paper": entry.paper, "table": entry.table, "depth": entry.depth, "parameters": entry.parameters,
+                 "multiply_adds": entry.multiply_adds, "input_shape": list(entry.input_shape)}
+                for name, entry in rows
+            ])  # fmt: skip
+            return
+        print(f"{'name':<16}{'depth':>6}{'parameters':>14}{'multiply-adds':>18}  {'input':<12}paper")
+        for name, entry in rows:
+            size = "x".join(map(str, entry.input_shape))
+            print(
+                f"{name:<16}{entry.depth:>6}{entry.parameters:>14,}{entry.multiply_adds:>18,}  "
+                f"{size:<12}{entry.paper}, {entry.table}"
+            )
+
+    guarded(work, debug)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A name that `residua models` lists.")],
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Side of the input (default: the paper's).")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the model.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show a network's units and layers, parameters and multiply-adds."""
+
+    def work() -> None:
+        from residua.inspection import inspect_model
+        from residua.recipe import parse_overrides
+
+        card = inspect_model(model, parse_overrides(settings or []), image_size)
+        if as_json:
+            emit(card)
+            return
+        width = max(len(row["path"]) for row in card["layers"])
+        print(f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}")
+        for row in card["layers"]:
+            shape = "x".join(map(str, row["output_shape"]))
+            print(f"{row['path']:<{width}}  {row['kind']:<14}{shape:<16}{row['parameters']:>12,}{row['multiply_adds']:>16,}")
+        print(f"\n{'unit':<{width}}  {'shortcut':<14}{'merge':<16}{'removable':>12}")
+        for unit in card["units"]:
+            removable = "yes" if unit["removable"] else "no"
+            print(f"{unit['path']:<{width}}  {unit['shortcut'] or 'none':<14}{unit['merge']:<16}{removable:>12}")
+        shape = "x".join(map(str, card["input_shape"]))
+        cost = f"{card['parameters']:,} parameters, {card['multiply_adds']:,} multiply-adds for one {shape} image"
+        print(f"\n{card['name']}: {len(card['units'])} units, {cost}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        str | None, typer.Argument(help="A data set's name, a folder of images, or a CSV (default: the embedded digits).")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A network that `residua models` lists.")] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", help="fast, he2015-cifar, he2015-imagenet, or a .toml or .json file.")
+    ] = "fast",
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Length in passes over the data; rescales the schedule.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Length in minutes; rescales the schedule.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size")] = None,
+    seed: Annotated[int | None, typer.Option("--seed")] = None,
+    device: Device = None,
+    workers: Workers = None,
+    weights: Annotated[str | None, typer.Option("--weights", help="Start from a run or a .safetensors file.")] = None,
+    plan: Annotated[str | None, typer.Option("--plan", help="auto, fp32, bf16, bf16-compile, ... (default: measured).")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="fp32, eager, one thread: the same bytes on any processor of one type.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run directory (default: runs/, a name that tells what it is).")
+    ] = None,
+    data_dir: DataDir = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a network, evaluate it, and write a report. The same command continues an interrupted run."""
+
+    def work() -> None:
+        from residua.progress import Watch
+        from residua.recipe import parse_overrides
+        from residua.training import train as run_training
+
+        if exact and plan not in (None, "exact"):
+            raise RequestError(f"--exact is the plan `exact`; --plan {plan} contradicts it.")
+        changes = parse_overrides(settings or [])
+        for name, value in (("epochs", epochs), ("minutes", minutes), ("batch_size", batch_size), ("seed", seed),
+                            ("plan", "exact" if exact else plan), ("model.weights", weights)):  # fmt: skip
+            if value is not None:
+                changes[name] = value
+        with Watch(say) as watch:
+            run = run_training(
+                data,
+                model=model,
+                recipe=recipe,
+                out=out,
+                data_dir=data_dir,
+                device=device,
+                workers=workers,
+                listener=watch,
+                set=changes,
+            )
+        if int(os.environ.get("RANK", "0")) == 0:
+            finish(run, data_dir, device, as_json)
+
+    guarded(work, debug)
+
+
+def finish(run: Any, data_dir: Path | None, device: str | None, as_json: bool) -> None:
+    """After training: evaluate on the final split, write the report, say what came out."""
+    from residua.evaluation import evaluate as run_evaluation
+    from residua.report import write_report
+
+    evaluation = run_evaluation(run, data_dir=data_dir, device=device)
+    report = write_report(run)
+    ends = run.metrics("end")
+    values = evaluation.to_dict()
+    metrics = {name: values[name] for name in ("top1_error", "top5_error", "balanced_accuracy", "num_samples", "split", "nll")}
+    metrics["training_seconds"] = ends[-1]["values"]["training_seconds"] if ends else None
+    metrics["steps"] = run.manifest["total_steps"]
+    if as_json:
+        emit({"run": str(run.path), "report": str(report), "finished": True, "metrics": metrics})
+        return
+    print(headline(values))
+    print(f"Run:    {run.path}\nReport: {report}")
+
+
+def headline(values: dict[str, Any]) -> str:
+    """The result in one line."""
+    low, high = values["top1_interval"]
+    top5 = f", top-5 error {values['top5_error']:.2f} %" if values["top5_error"] is not None else ""
+    bad = f"; {values['num_unreadable']} unreadable images left out" if values["num_unreadable"] else ""
+    return (
+        f"{values['split'].capitalize()}: top-1 error {values['top1_error']:.2f} % (accuracy {100 - values['top1_error']:.2f} %, "
+        f"95 % interval of the error {low:.2f} to {high:.2f}){top5}, {values['num_samples']:,} images{bad}."
+    )
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are an ensemble.")],
+    data: Annotated[str | None, typer.Option("--data", help="Other data than the run's own.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="train, val or test (default: test, else val).")] = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="center, ten-crop or dense.")] = "center",
+    scales: Annotated[str | None, typer.Option("--scales", help="Shorter sides for dense, such as 224,256,384.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
+    device: Device = None,
+    workers: Annotated[int, typer.Option("--workers", min=0)] = 0,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a run, or an ensemble of runs."""
+
+    def work() -> None:
+        from residua.evaluation import evaluate as run_evaluation
+
+        try:
+            sides = [int(part) for part in scales.split(",")] if scales else None
+        except ValueError:
+            raise RequestError(f"--scales takes whole numbers with commas between, not {scales!r}.") from None
+        evaluation = run_evaluation(
+            runs, data=data, data_dir=data_dir, split=split, protocol=protocol, scales=sides,
+            batch_size=batch_size, device=device, workers=workers,
+        )  # fmt: skip
+        values = evaluation.to_dict()
+        if as_json:
+            emit(values)
+            return
+        print(headline(values))
+        print(f"Balanced accuracy {values['balanced_accuracy']:.2f} %, calibration error {values['calibration']['ece']:.4f}.")
+        print(f"\n{'class':<24}{'images':>8}{'recall':>10}{'precision':>11}{'f1':>8}")
+        for row in values["per_class"]:
+            print(f"{row['name']:<24}{row['count']:>8}{row['recall']:>10.4f}{row['precision']:>11.4f}{row['f1']:>8.4f}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE_OR_FOLDER...", help="Images, or folders of images.")],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many labels an image.")] = 1,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
+    device: Device = None,
+    workers: Annotated[int, typer.Option("--workers", min=0)] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Label images: one line a file; files that cannot be read are listed."""
+
+    def work() -> None:
+        from residua.prediction import predict as run_prediction
+        from residua.prediction import predictions_csv
+
+        predictions = run_prediction(run, files, top=top, device=device, workers=workers)
+        bad = [item for item in predictions if item.error]
+        if as_json:
+            emit([item.to_dict() for item in predictions])
+        elif as_csv:
+            print(predictions_csv(predictions), end="")
+        else:
+            width = max(len(item.path) for item in predictions)
+            for item in predictions:
+                labels = ", ".join(f"{label} {probability:.4f}" for label, probability in item.top)
+                print(f"{item.path:<{width}}  {labels if not item.error else 'unreadable'}")
+        if bad:
+            say(f"residua: {len(bad)} of {len(predictions)} files could not be read:")
+            for item in bad:
+                say(f"  {item.error}")
+
+    guarded(work, debug)
+
+
+@app.command()
+def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
+    """Write the run's report anew: one self-contained HTML file."""
+
+    def work() -> None:
+        from residua.report import write_report
+
+        path = write_report(run)
+        if as_json:
+            emit({"report": str(path)})
+        else:
+            print(path)
+
+    guarded(work, debug)
+
+
+@app.command()
+def doctor(
+    data: Annotated[str | None, typer.Argument(help="A data set to look at: a name, a folder, or a CSV.")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what this machine can do, or how a data set is read and what is wrong with it."""
+
+    def work() -> None:
+        from residua import doctor as examination
+
+        card = examination.examine_machine() if data is None else examination.examine_data(data, data_dir)
+        if as_json:
+            emit(card)
+        elif data is None:
+            show_machine(card)
+        else:
+            show_data(card)
+
+    guarded(work, debug)
+
+
+def show_machine(card: dict[str, Any]) -> None:
+    """The machine in a few lines, then the advice."""
+    for group in ("hardware", "versions"):
+        print(f"{group.capitalize()}: " + ", ".join(f"{name} {value}" for name, value in card[group].items()))
+    print(f"Threads: {card['threads']}; free memory {card['free_memory_gib']} GiB; free disk {card['free_disk_gib']} GiB")
+    print(f"Matrix products: {card['gflops']['fp32']:,} GFLOP/s in fp32, {card['gflops']['bf16']:,} in bf16")
+    print(f"C++ compiler: {card['compiler'] or 'none'}; TensorBoard: {'installed' if card['tensorboard'] else 'not installed'}")
+    for text in card["advice"] or ["Nothing to mend."]:
+        print(f"- {text}")
+
+
+def show_data(card: dict[str, Any]) -> None:
+    """A data set: how it was read, its classes, what the check found."""
+    print(card["note"])
+    print("Facts: " + ", ".join(f"{name} {value}" for name, value in card["facts"].items()))
+    splits = list(card["counts"])
+    print(f"\n{'class':<32}" + "".join(f"{split:>10}" for split in splits))
+    for index, name in enumerate(card["classes"]):
+        print(f"{name:<32}" + "".join(f"{card['counts'][split][index]:>10,}" for split in splits))
+    findings = card["findings"]
+    if findings["total"]:
+        print(f"\nChecked: {findings['headers']:,} headers and {findings['decoded']:,} decoded of {findings['total']:,} files")
+    for item in findings["items"]:
+        print(f"- {item['kind']}: {item['what']} ({item['done']})")
+    if not findings["items"]:
+        print("\nNothing is wrong with it.")

@@ -1,0 +1,264 @@
+"""How good a trained network is on a split, measured by a stated protocol; one run, or the average of several. Layer 4.
+
+`residua.scoring` gives the scores, `residua.statistics` the numbers; here the data is found, its classes are matched to the
+run's, and the result is put together and saved. Nothing is chosen by looking at the split: weights and view are the run's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from residua import runs as run_directories
+from residua import scorecard, scoring
+from residua.batches import CentralView, evaluation_batches
+from residua.data import open_data
+from residua.dataset import Dataset, Samples
+from residua.errors import RequestError, RunError, nearest, unknown
+from residua.network import Network
+from residua.resolve import held_out
+from residua.runs import Run
+from residua.scorecard import Evaluation, Member
+from residua.scoring import Scores, autocast_for, evaluation_view, scores, watch
+
+__all__ = ["PROTOCOLS", "Evaluation", "autocast_for", "evaluate", "evaluation_view", "load_for_scoring", "scores", "watch"]
+
+PROTOCOLS = ("center", "ten-crop", "dense")
+MAX_SCALE = 4096
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked, checked."""
+
+    data: str | None
+    data_dir: Path | str | None
+    split: str | None
+    protocol: str
+    scales: tuple[int, ...] | None
+    batch_size: int
+    device: torch.device
+    workers: int
+    which: str
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise unknown("protocol", self.protocol, PROTOCOLS)
+        if self.which not in ("final", "last"):
+            raise unknown("choice of weights", self.which, ("final", "last"))
+        if self.scales is not None and self.protocol != "dense":
+            raise RequestError(f"Scales belong to the protocol dense, not to {self.protocol}.")
+        if self.scales is not None and not all(1 <= scale <= MAX_SCALE for scale in self.scales or (0,)):
+            raise RequestError(f"Scales are shorter sides of 1 to {MAX_SCALE} pixels, at least one, not {list(self.scales)}.")
+        if self.batch_size < 1:
+            raise RequestError(f"The batch size must be at least 1, not {self.batch_size}.")
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The split to be measured, labels in the ids of the run's classes."""
+
+    source: str
+    name: str
+    samples: Samples
+    note: str
+
+
+def evaluate(
+    runs: str | Path | Run | Sequence[str | Path | Run],
+    *,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    split: str | None = None,
+    protocol: str = "center",
+    scales: Sequence[int] | None = None,
+    batch_size: int = 128,
+    device: str | None = None,
+    workers: int = 0,
+    which: str = "final",
+    save: bool = True,
+) -> Evaluation:
+    """Measures a run, or several as an ensemble whose softmax scores are scoring.averaged.
+
+    `data`: a source, by default the one the run was trained on; its classes are matched by name. `split`: by default
+    "test" where there is one, else "val". `protocol`: "center", "ten-crop" or "dense" (see `residua.scoring`); mirror
+    images are left out where the run was trained without them. `scales`: the shorter sides for "dense", by default the
+    paper's five in proportion to the image size. `which`: "final" or "last" weights. With `save`, the result of a single
+    run is also written to `<run>/evaluations/<source>-<split>-<protocol>.json`.
+
+    Raises `RequestError` for a wrong request, for classes that the run does not know and for runs that do not fit together.
+    """
+    opened = _opened(runs)
+    wanted = tuple(scales) if scales is not None else None
+    request = _Request(data, data_dir, split, protocol, wanted, batch_size, scoring.chosen_device(device), workers, which)
+    source = _common_source(opened, request)
+    splits = {channels: _open_split(opened[0], source, channels, request) for channels in {_channels(run) for run in opened}}
+    start = time.perf_counter()
+    parts = [_score_member(run, opened[0].classes, splits[_channels(run)].samples, request) for run in opened]
+    seconds = time.perf_counter() - start
+    result = _result(opened, splits[_channels(opened[0])], parts, request, seconds)
+    return scorecard.save(result, opened[0].path / "evaluations") if save and len(opened) == 1 else result
+
+
+# ------------------------------------------------------------------------------------------------------------ the request
+
+
+def _opened(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[Run]:
+    several = [runs] if isinstance(runs, (str, Path, Run)) else list(runs)
+    if not several:
+        raise RequestError("There is no run to evaluate: name at least one run directory.")
+    opened = [run if isinstance(run, Run) else run_directories.open_run(run) for run in several]
+    first = opened[0]
+    for other in opened[1:]:
+        if set(other.classes) != set(first.classes):
+            raise RequestError(
+                f"These runs have different classes and cannot be scoring.averaged: only in {first.path}: "
+                f"{_listed(set(first.classes) - set(other.classes))}; only in {other.path}: "
+                f"{_listed(set(other.classes) - set(first.classes))}."
+            )
+    return opened
+
+
+def _listed(names: set[str]) -> str:
+    shown = ", ".join(map(repr, sorted(names)[:5])) or "none"
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _common_source(opened: list[Run], request: _Request) -> str:
+    sources = list(dict.fromkeys(run.recipe.data.source for run in opened))
+    if request.data is None and len(sources) > 1:
+        raise RequestError(f"These runs were trained on different data ({', '.join(sources)}): say which to measure them on.")
+    return request.data if request.data is not None else sources[0]
+
+
+def _channels(run: Run) -> int:
+    return run.normalization["std"].shape[0]
+
+
+def _open_split(run: Run, source: str, channels: int, request: _Request) -> _Split:
+    dataset = open_data(source, data_dir=request.data_dir, channels=channels, max_bad=1.0, seconds=0.0)
+    if source == run.recipe.data.source:
+        dataset = held_out(dataset, run.recipe)
+    name = request.split or dataset.final
+    if name not in dataset.splits:
+        raise unknown(f"split of {source}", name, dataset.splits)
+    samples = dataset.splits[name]
+    if not len(samples):
+        raise RequestError(f"The split {name} of {source} has no images.")
+    ids = _matched(dataset, run)
+    return _Split(source, name, replace(samples, labels=ids[samples.labels]), dataset.note)
+
+
+def _matched(dataset: Dataset, run: Run) -> Tensor:
+    """The run's class id of each of the data's classes, by name."""
+    ids = {name: label for label, name in enumerate(run.classes)}
+    strange = [name for name in dataset.classes if name not in ids]
+    if strange:
+        hints = [f"{name!r}" + (f" (nearest: {close[0]!r})" if (close := nearest(name, ids, 1)) else "") for name in strange[:5]]
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        raise RequestError(
+            f"{dataset.source} has classes that the run {run.path} does not know: {', '.join(hints)}{more}. "
+            f"The run knows {len(ids)} classes: {_listed(set(ids))}. Rename the classes of the data, or leave these out."
+        )
+    return torch.tensor([ids[name] for name in dataset.classes])
+
+
+# ---------------------------------------------------------------------------------------------------------------- scores
+
+
+def load_for_scoring(run: Run, device: torch.device, which: str = "final") -> Network:
+    """The run's network on `device`, laid out for speed. Building it draws initial weights: torch's generator is put back."""
+    with torch.random.fork_rng(devices=[]):
+        return run_directories.load(run, which=which).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def precision_of(run: Run) -> str:
+    """The precision of the run's plan, "fp32" or "bf16"."""
+    return str(run.manifest.get("plan", {}).get("precision", "fp32"))
+
+
+def _mirrored(run: Run) -> bool:
+    return run.recipe.augment.flip is not False
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one run contributes."""
+
+    scores: Scores
+    scales: tuple[int, ...] | None
+
+
+def _score_member(run: Run, classes: list[str], samples: Samples, request: _Request) -> _Part:
+    """The run's scores of all samples, the columns in the order of `classes`."""
+    network = load_for_scoring(run, request.device, request.which)
+    scales = None
+    if request.protocol == "dense":
+        scales = request.scales or scoring.dense_scales(run.image_size, network.feature_reductions[-1])
+        found = scoring.averaged([_score_at(scale, run, network, samples, request) for scale in scales])
+    else:
+        found = _score_crops(run, network, samples, request)
+    if not found.probabilities.isfinite().all():
+        raise RunError(f"The network of {run.path} gives scores that are not finite: its weights cannot be used.")
+    if found.labels.numel() and run.classes != classes:
+        found = found._replace(probabilities=found.probabilities[:, [run.classes.index(name) for name in classes]])
+    return _Part(found, scales)
+
+
+def _score_crops(run: Run, network: Network, samples: Samples, request: _Request) -> Scores:
+    view: CentralView | scoring.CropsView = evaluation_view(run.recipe)
+    scorer: scoring.Scorer = scoring.score_whole
+    batch_size = request.batch_size
+    if request.protocol == "ten-crop":
+        view = scoring.CropsView(run.image_size, _mirrored(run))
+        scorer, batch_size = scoring.score_crops, max(1, batch_size // 10)
+    batches = evaluation_batches(samples, torch.arange(len(samples)), view, batch_size, request.workers)
+    return scores(network, batches, run.normalization, request.device, precision_of(run), scorer)
+
+
+def _score_at(scale: int, run: Run, network: Network, samples: Samples, request: _Request) -> Scores:
+    """The dense scores at one scale, in batches of as many pixels as `batch_size` central crops have."""
+    single = evaluation_batches(samples, torch.arange(len(samples)), scoring.SideView(scale), 1, request.workers)
+    batches = scoring.grouped_by_shape(single, request.batch_size * run.image_size**2)
+    window = -(-run.image_size // network.feature_reductions[-1])
+    scorer = scoring.DenseScorer(window, _mirrored(run))
+    return scores(network, batches, run.normalization, request.device, precision_of(run), scorer)
+
+
+def _result(opened: list[Run], split: _Split, parts: list[_Part], request: _Request, seconds: float) -> Evaluation:
+    found = scoring.averaged([part.scores for part in parts])
+    values = scorecard.summarize(found, opened[0].classes, split.samples.names)
+    members = [
+        Member(str(run.path), *scorecard.top_errors(part.scores), run.image_size, part.scales, precision_of(run))
+        for run, part in zip(opened, parts)
+    ]
+    scales = sorted({scale for part in parts for scale in part.scales or ()})
+    return Evaluation(
+        runs=tuple(str(run.path) for run in opened),
+        data=split.source,
+        split=split.name,
+        protocol=request.protocol,
+        scales=tuple(scales) or None,
+        weights=request.which,
+        members=tuple(members),
+        device=str(request.device),
+        seconds=seconds,
+        images_per_second=len(split.samples) / seconds,
+        note=_note(opened, split, request, values["missing_classes"]),
+        **values,
+    )
+
+
+def _note(opened: list[Run], split: _Split, request: _Request, missing: tuple[str, ...]) -> str:
+    sentences = [split.note]
+    if request.protocol != "center" and not all(map(_mirrored, opened)):
+        left = "Five crops instead of ten" if request.protocol == "ten-crop" else "No mirror images"
+        sentences.append(f"{left}: the training data says that a mirror image is not a likely image of its class.")
+    if missing:
+        sentences.append(f"No images of {len(missing)} of the run's {len(opened[0].classes)} classes: {_listed(set(missing))}.")
+    return " ".join(sentence for sentence in sentences if sentence)

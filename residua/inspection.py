@@ -1,0 +1,47 @@
+"""A network on one page: its units, its layers, what they cost. Layer 4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from residua.cost import layer_table, num_parameters
+from residua.models import CATALOG, create_model
+from residua.published import Published
+from residua.unit import walk
+
+__all__ = ["inspect_model"]
+
+
+def inspect_model(name: str, options: Mapping[str, Any], image_size: int | None = None) -> dict[str, Any]:
+    """Units and layers of the catalogue's network `name`, built with `options`, for one square image of `image_size` pixels
+    (None: the paper's input)."""
+    entry = CATALOG.get(name)
+    network = create_model(name, **options)
+    shape = entry.input_shape if isinstance(entry, Published) else (3, 32, 32)
+    channels = int(options.get("in_channels", shape[0]))
+    shape = (channels, *((image_size, image_size) if image_size else shape[1:]))
+    layers = [asdict(row) for row in layer_table(network, shape)]
+    units = [
+        {
+            "path": found.path,
+            "depth": found.depth,
+            "removable": found.removable,
+            "shortcut": type(found.unit.shortcut).__name__ if found.unit.shortcut is not None else None,
+            "merge": type(found.unit.merge).__name__,
+            "branch": [type(layer).__name__ for layer in found.unit.branch.children()],
+            "parameters": num_parameters(found.unit),
+        }
+        for found in walk(network)
+    ]
+    return {
+        "name": name,
+        "input_shape": list(shape),
+        "parameters": num_parameters(network),
+        "multiply_adds": sum(row["multiply_adds"] for row in layers),
+        "feature_channels": list(network.feature_channels),
+        "feature_reductions": list(network.feature_reductions),
+        "units": units,
+        "layers": layers,
+    }

@@ -1,0 +1,65 @@
+"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere. Layer 6."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """A `Listener` for the command line; `say` prints a line to stderr."""
+
+    def __init__(self, say: Callable[[str], None], interval: float = 10.0) -> None:
+        self.say, self.interval, self.said = say, interval, time.monotonic()
+        self.bar: Progress | None = None
+        self.latest = ""
+
+    def __enter__(self) -> Watch:
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=Console(stderr=True))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def note(self, text: str) -> None:
+        """A sentence the user should know of."""
+        if self.bar is not None and self.bar.live.is_started:
+            self.bar.console.print(text, markup=False, highlight=False)
+        else:
+            self.say(text)
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Moves the bar, or says a line if the last one is long ago."""
+        text = (
+            f"loss {values['loss']:.3f}  error {values['error']:.1f} %  {values['images_per_second']:,.0f} images/s{self.latest}"
+        )
+        if self.bar is not None:
+            if not self.bar.task_ids:
+                self.bar.start()
+                self.bar.add_task("", total=total)
+            self.bar.update(self.bar.task_ids[0], completed=step, description=text)
+        elif time.monotonic() - self.said >= self.interval or step == total:
+            self.said = time.monotonic()
+            self.say(f"step {step:,}/{total:,}  {text}")
+
+    def measured(self, split: str, values: Mapping[str, float]) -> None:
+        """Notes the newest measurement."""
+        self.latest = f"  {split} error {values['top1_error']:.2f} %"
+        if self.bar is None:
+            self.say(f"{split}: loss {values['loss']:.4f}, top-1 error {values['top1_error']:.2f} %")

@@ -1,0 +1,166 @@
+"""What a run leaves behind while it trains: `Recorder` writes metric lines, `Checkpointer` saves when it is time. Layer 4."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from residua import checkpoints
+from residua.checkpoints import Checkpoint
+from residua.errors import RunError
+from residua.runs import Run, read_lines, write_atomically
+from residua.step import Outcome, Step
+
+__all__ = ["Checkpointer", "Listener", "Recorder", "Silent"]
+
+
+class Listener(Protocol):
+    """Whoever watches a training: the command line, a notebook, a test."""
+
+    def note(self, text: str) -> None:
+        """A sentence the user should know of."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Updates made so far, of `total`, and the means since the last call."""
+
+    def measured(self, split: str, values: Mapping[str, float]) -> None:
+        """A measurement of a split that is not trained on."""
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def note(self, text: str) -> None:
+        """Says nothing."""
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Says nothing."""
+
+    def measured(self, split: str, values: Mapping[str, float]) -> None:
+        """Says nothing."""
+
+
+class Recorder:
+    """Appends to metrics.jsonl, to TensorBoard where it is installed, and tells the listener.
+
+    `first` is the step at which the run (re)starts: lines of later steps are cut off, as if they had never been.
+    """
+
+    def __init__(self, run: Run, first: int, seconds: float, listener: Listener) -> None:
+        self.path, self.listener = run.path / "metrics.jsonl", listener
+        self.total, self.per_epoch = run.manifest["total_steps"], run.manifest["steps_per_epoch"]
+        self.every = max(1, self.total // 2_000)
+        kept = [line for line in read_lines(self.path) if line["step"] <= first and (line["split"] != "end")]
+        write_atomically(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+        self.file = self.path.open("a", encoding="utf-8")
+        self.unreadable = {line["values"]["name"] for line in kept if line["split"] == "unreadable"}
+        self.board = _tensorboard(run, first)
+        self.seconds, self.mark, self.waiting = seconds, time.perf_counter(), [Outcome(0, 0, 0, 0)][:0]
+
+    def trained(self, step: int, outcome: Outcome) -> None:
+        """Notes one update; a line is written every `every` updates, with the means since the last."""
+        self.waiting.append(outcome)
+        if step % self.every and step != self.total:
+            return
+        now = time.perf_counter()
+        count = sum(item.count for item in self.waiting)
+        values = {
+            "loss": sum(item.loss * item.count for item in self.waiting) / max(1, count),
+            "error": sum(item.error * item.count for item in self.waiting) / max(1, count),
+            "lr": outcome.lr,
+            "images_per_second": count / max(1e-9, now - self.mark),
+        }
+        self.seconds, self.mark, self.waiting = self.seconds + now - self.mark, now, []
+        self.line(step, "train", values)
+        self.listener.progress(step, self.total, values)
+
+    def measured(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Notes a measurement of a split."""
+        self.line(step, split, values)
+        self.listener.measured(split, values)
+
+    def unread(self, step: int, files: tuple[tuple[str, str], ...]) -> None:
+        """Notes files that could not be decoded, each once."""
+        for name, reason in files:
+            if name not in self.unreadable:
+                self.unreadable.add(name)
+                self.line(step, "unreadable", {"name": name, "reason": reason})
+                self.listener.note(reason)
+
+    def line(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Writes one JSON line."""
+        entry = {"step": step, "epoch": step / self.per_epoch, "split": split, "values": dict(values), "seconds": self.seconds}
+        try:
+            self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be written: {error.strerror}. The last good checkpoint stays as it is."
+            ) from error
+        if self.board is not None and split not in ("unreadable", "end"):
+            for name, value in values.items():
+                self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def pause(self) -> None:
+        """Ends the stretch of training time before something that is not training."""
+        self.seconds += time.perf_counter() - self.mark
+
+    def proceed(self) -> None:
+        """Begins a new stretch of training time."""
+        self.mark = time.perf_counter()
+
+    def flush(self) -> None:
+        """Makes the lines durable; a checkpoint follows."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        if self.board is not None:
+            self.board.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _tensorboard(run: Run, first: int) -> Any:
+    """A TensorBoard writer under <run>/tensorboard that drops what came after step `first`; None if it is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(run.path / "tensorboard"), purge_step=first)
+
+
+class Checkpointer:
+    """Saves at the end of an epoch and every `seconds`, whichever comes first, but epochs shorter than a sixth of `seconds`
+    do not save each on their own."""
+
+    def __init__(self, run: Run, step: Step, recorder: Recorder) -> None:
+        self.run, self.step, self.recorder = run, step, recorder
+        self.seconds, self.keep = run.recipe.checkpoints.seconds, run.recipe.checkpoints.keep
+        self.saved, self.saved_step = time.monotonic(), -1
+
+    def due(self, step: int) -> bool:
+        """Whether to save after `step` updates."""
+        waited = time.monotonic() - self.saved
+        at_end = step % self.recorder.per_epoch == 0 and waited >= self.seconds / 6
+        return at_end or waited >= self.seconds or step == self.recorder.total
+
+    def save(self, step: int) -> None:
+        """Saves the state after `step` updates; raises `RunError` if it cannot."""
+        if step == self.saved_step:
+            return
+        self.recorder.flush()
+        extra = {"seconds": self.recorder.seconds, "threads": torch.get_num_threads()}
+        checkpoints.write(self.run.checkpoints, Checkpoint(step, self.step.tensors(), extra), self.keep)
+        self.saved, self.saved_step = time.monotonic(), step
