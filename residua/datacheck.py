@@ -6,8 +6,8 @@ is given, the rest at first use, and the results are remembered (`filecheck`). N
 - A file whose header cannot be read (empty, not an image, missing, too large) is left out before training and listed.
   More than `max_bad` of a split's files (of the whole folder, where the split is made by content): stop.
 - A file whose header can be read but whose pixels cannot be decoded keeps its place, so that no place depends on how far the
-  check got. It weighs nothing in training and is not counted in evaluation; it is listed as soon as it is known. If every file
-  that was decoded failed: stop.
+  check got. It weighs nothing in training and is not counted in evaluation; it is listed as soon as it is known. If all
+  files fail, or all of the 20 or more that were tried: stop.
 - A class folder without a readable image is listed and gets no class id. A class that has images in train but none in another
   split is listed, and the run goes on. A class that has images only outside train, in folders or a table that give the
   split, is most likely misspelt: stop. Where the split is made by content it is chance: listed, and the run goes on.
@@ -39,6 +39,7 @@ BY_CONTENT = ""
 """In place of the name of a split: this file's split follows from its content."""
 
 _HELD_OUT = 0.2
+_ENOUGH = 20  # so many failures and no success are no chance
 _LAYOUT = "sort the images into train/ and val/ by hand"
 
 
@@ -225,6 +226,6 @@ def _decode(
     for file, reason in failed:
         done = "keeps its place; weighs nothing in training, not counted in evaluation"
         findings.add("undecodable", f"{file.called}: {reason}", done)
-    if tried and len(failed) == len(tried):
+    if len(failed) == len(tried) >= min(_ENOUGH, len(files)):
         names = ", ".join(f"{file.called} ({reason})" for file, reason in failed[:5])
         raise RequestError(f"Not one of the {len(tried)} files that were tried can be decoded: {names}. Replace them.")
