@@ -37,7 +37,7 @@ class _Request:
     """What is asked, checked."""
 
     data: str | None
-    data_dir: Path | str | None
+    data_dir: Path | None
     split: str | None
     protocol: str
     scales: tuple[int, ...] | None
@@ -50,7 +50,7 @@ class _Request:
         if self.protocol not in PROTOCOLS:
             raise unknown("protocol", self.protocol, PROTOCOLS)
         if self.which not in ("final", "last"):
-            raise unknown("choice of weights", self.which, ("final", "last"))
+            raise RequestError(f"The weights to evaluate are 'final' or 'last', not {self.which!r}.")
         if self.scales is not None and self.protocol != "dense":
             raise RequestError(f"Scales belong to the protocol dense, not to {self.protocol}.")
         if self.scales is not None and not all(1 <= scale <= MAX_SCALE for scale in self.scales or (0,)):
@@ -66,6 +66,7 @@ class _Split:
     source: str
     name: str
     samples: Samples
+    left_out: tuple[tuple[str, str], ...]
     note: str
 
 
@@ -94,8 +95,9 @@ def evaluate(
     Raises `RequestError` for a wrong request, for classes that the run does not know and for runs that do not fit together.
     """
     opened = _opened(runs)
+    folder = Path(data_dir) if data_dir is not None else None
     wanted = tuple(scales) if scales is not None else None
-    request = _Request(data, data_dir, split, protocol, wanted, batch_size, scoring.chosen_device(device), workers, which)
+    request = _Request(data, folder, split, protocol, wanted, batch_size, scoring.chosen_device(device), workers, which)
     source = _common_source(opened, request)
     splits = {channels: _open_split(opened[0], source, channels, request) for channels in {_channels(run) for run in opened}}
     start = time.perf_counter()
@@ -151,7 +153,17 @@ def _open_split(run: Run, source: str, channels: int, request: _Request) -> _Spl
     if not len(samples):
         raise RequestError(f"The split {name} of {source} has no images.")
     ids = _matched(dataset, run)
-    return _Split(source, name, replace(samples, labels=ids[samples.labels]), dataset.note)
+    return _Split(source, name, replace(samples, labels=ids[samples.labels]), _left_out(dataset, name), dataset.note)
+
+
+def _left_out(dataset: Dataset, split: str) -> tuple[tuple[str, str], ...]:
+    """(name, reason) of the files that the data check left out: those below the split's own folder, or all of them where the
+    split has none."""
+    top = {name: {str(path).split("/")[0] for path in samples.names} for name, samples in dataset.splits.items()}
+    others = set().union(*(parts for name, parts in top.items() if name != split))
+    folder = f"{next(iter(top[split]))}/" if len(top[split]) == 1 and not top[split] & others else ""
+    listed = (item.what.partition(": ") for item in dataset.findings.items if item.kind in ("unreadable", "empty file"))
+    return tuple((name, reason) for name, _, reason in listed if name.startswith(folder))
 
 
 def _matched(dataset: Dataset, run: Run) -> Tensor:
@@ -232,6 +244,7 @@ def _score_at(scale: int, run: Run, network: Network, samples: Samples, request:
 
 def _result(opened: list[Run], split: _Split, parts: list[_Part], request: _Request, seconds: float) -> Evaluation:
     found = scoring.averaged([part.scores for part in parts])
+    found = found._replace(unreadable=split.left_out + found.unreadable)
     values = scorecard.summarize(found, opened[0].classes, split.samples.names)
     members = [
         Member(str(run.path), *scorecard.top_errors(part.scores), run.image_size, part.scales, precision_of(run))
