@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
-from toy_runs import CLASSES, SIZE, make_run, network_state, write_folder, write_image
+from toy_runs import CLASSES, SIZE, make_run, network_state, one_thread, write_folder, write_image  # noqa: F401
 
 from residua import runs
 from residua.augment import central_view, normalized, shorter_side

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import CLASSES, make_run, write_folder, write_image
+from toy_runs import CLASSES, make_run, one_thread, write_folder, write_image  # noqa: F401
 
 from residua.errors import RequestError
 from residua.evaluation import evaluate

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,6 +18,15 @@ from residua.runs import Run
 
 SIZE = 16
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks lose more time in handing work between threads than they gain."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def write_image(path: Path, height: int, width: int, seed: int, channels: int = 3) -> None:
