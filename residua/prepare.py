@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import psutil
 import torch
 from torch import Tensor
 
+import residua
 from residua import keyed, machine, plan, runs
 from residua import recipe as recipes
 from residua.batches import Order, Share, train_batches
@@ -152,7 +152,7 @@ def begin(
     _check_memory(forecast, recipe, device)
     card = {
         "format": runs.FORMAT,
-        "residua": metadata.version("residua"),
+        "residua": residua.__version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "versions": machine.versions(),
