@@ -268,7 +268,7 @@ def _result(opened: list[Run], split: _Split, parts: list[_Part], request: _Requ
 
 
 def _note(opened: list[Run], split: _Split, request: _Request, missing: tuple[str, ...]) -> str:
-    sentences = [split.note]
+    sentences = [split.note if split.note.endswith(".") or not split.note else f"{split.note}."]
     if request.protocol != "center" and not all(map(_mirrored, opened)):
         left = "Five crops instead of ten" if request.protocol == "ten-crop" else "No mirror images"
         sentences.append(f"{left}: the training data says that a mirror image is not a likely image of its class.")
