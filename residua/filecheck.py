@@ -156,7 +156,11 @@ def _each(work: Callable[[int], None], items: Iterable[int], deadline: float = m
                 item = next(pending, None)
             if item is None:
                 return
-            work(item)
+            try:
+                work(item)
+            except BaseException:
+                stop.set()
+                raise
 
     threads = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
