@@ -107,8 +107,9 @@ def decode(source: Source, channels: int) -> Tensor:
         orientation = _orientation(image)  # before the pixels: loading a TIFF turns it and loading a PNG reads on past them
         _load(image)
         eight_bit = _to_eight_bits(image)
-        if eight_bit.mode != "L" or channels != 1:
-            eight_bit = eight_bit.convert("L" if channels == 1 else "RGB")
+        wanted = "L" if channels == 1 else "RGB"
+        if eight_bit.mode != wanted:
+            eight_bit = eight_bit.convert(wanted)
         pixels_hwc: NDArray[np.uint8] = np.asarray(eight_bit).reshape(eight_bit.height, eight_bit.width, channels)
         return torch.from_numpy(np.array(_turned(pixels_hwc, orientation).transpose(2, 0, 1), order="C"))
 
@@ -211,7 +212,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     if image.has_transparency_data:
         return _over_white(image.convert("RGBA"))
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
