@@ -50,8 +50,14 @@ class Key:
 
 
 def shorter_side(image: Tensor, side: int) -> Tensor:
-    """`image` resized so that its shorter side is `side`, aspect ratio kept (bilinear, antialiased, in uint8)."""
+    """`image` resized so that its shorter side is `side`, aspect ratio kept (bilinear, antialiased, in uint8).
+
+    Of an image more than 8 times as long as wide only the middle 8:1 is seen: a strip of 1 x 100,000 pixels would fill the memory.
+    """
     height, width = image.shape[-2:]
+    if max(height, width) > 8 * min(height, width):
+        image = V.center_crop(image, [min(height, 8 * width), min(width, 8 * height)])
+        height, width = image.shape[-2:]
     scale = side / min(height, width)
     size = [max(side, round(height * scale)), max(side, round(width * scale))]
     return image if size == [height, width] else V.resize(image, size, antialias=True)

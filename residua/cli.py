@@ -267,9 +267,10 @@ def evaluate(
             return
         print(headline(values))
         print(f"Balanced accuracy {values['balanced_accuracy']:.2f} %, calibration error {values['calibration']['ece']:.4f}.")
-        print(f"\n{'class':<24}{'images':>8}{'recall':>10}{'precision':>11}{'f1':>8}")
+        print(f"\n{'class':<24}{'images':>8}{'recall %':>10}{'precision %':>13}{'f1 %':>8}")
         for row in values["per_class"]:
-            print(f"{row['name']:<24}{row['count']:>8}{row['recall']:>10.4f}{row['precision']:>11.4f}{row['f1']:>8.4f}")
+            recall, precision, f1 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("recall", "precision", "f1"))
+            print(f"{row['class']:<24}{row['count']:>8}{recall:>10}{precision:>13}{f1:>8}")
 
     guarded(work, debug)
 

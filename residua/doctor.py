@@ -17,6 +17,9 @@ from residua import machine
 from residua.batches import shared_memory_suffices
 from residua.data import open_data
 from residua.dataset import class_counts
+from residua.prepare import colour
+from residua.recipe import Recipe, replaced
+from residua.resolve import normalization, resolve
 
 __all__ = ["examine_data", "examine_machine"]
 
@@ -82,11 +85,13 @@ def _installed(name: str) -> bool:
 def examine_data(source: str, data_dir: Path | None = None) -> dict[str, Any]:
     """How `source` was read: note, facts, classes, counts by split, and all findings."""
     dataset = open_data(source, data_dir=data_dir)
+    recipe, _ = resolve(replaced(Recipe(), {"data.source": source}), dataset)
+    stats = normalization(dataset.splits["train"], recipe, dataset.facts.channels)
     return {
         "source": dataset.source,
         "note": dataset.note,
         "classes": list(dataset.classes),
         "counts": {name: class_counts(samples, len(dataset.classes)) for name, samples in dataset.splits.items()},
-        "facts": asdict(dataset.facts),
+        "facts": {**asdict(dataset.facts), "mean": colour(stats["mean"]), "std": colour(stats["std"])},
         "findings": asdict(dataset.findings),
     }

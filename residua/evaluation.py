@@ -25,6 +25,7 @@ from residua.resolve import held_out
 from residua.runs import Run
 from residua.scorecard import Evaluation, Member
 from residua.scoring import Scores, autocast_for, evaluation_view, scores, watch
+from residua.sheets import write_sheet
 
 __all__ = ["PROTOCOLS", "Evaluation", "autocast_for", "evaluate", "evaluation_view", "load_for_scoring", "scores", "watch"]
 
@@ -84,7 +85,7 @@ def evaluate(
     which: str = "final",
     save: bool = True,
 ) -> Evaluation:
-    """Measures a run, or several as an ensemble whose softmax scores are scoring.averaged.
+    """Measures a run, or several as an ensemble whose softmax scores are averaged.
 
     `data`: a source, by default the one the run was trained on; its classes are matched by name. `split`: by default
     "test" where there is one, else "val". `protocol`: "center", "ten-crop" or "dense" (see `residua.scoring`); mirror
@@ -104,7 +105,11 @@ def evaluate(
     parts = [_score_member(run, opened[0].classes, splits[_channels(run)].samples, request) for run in opened]
     seconds = time.perf_counter() - start
     result = _result(opened, splits[_channels(opened[0])], parts, request, seconds)
-    return scorecard.save(result, opened[0].path / "evaluations") if save and len(opened) == 1 else result
+    if not save or len(opened) > 1:
+        return result
+    if protocol == "center" and data is None and split is None:
+        _write_worst(opened[0], splits[_channels(opened[0])].samples, result)
+    return scorecard.save(result, opened[0].path / "evaluations")
 
 
 # ------------------------------------------------------------------------------------------------------------ the request
@@ -119,7 +124,7 @@ def _opened(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[Run]:
     for other in opened[1:]:
         if set(other.classes) != set(first.classes):
             raise RequestError(
-                f"These runs have different classes and cannot be scoring.averaged: only in {first.path}: "
+                f"These runs have different classes and cannot be averaged: only in {first.path}: "
                 f"{_listed(set(first.classes) - set(other.classes))}; only in {other.path}: "
                 f"{_listed(set(other.classes) - set(first.classes))}."
             )
@@ -265,6 +270,14 @@ def _result(opened: list[Run], split: _Split, parts: list[_Part], request: _Requ
         note=_note(opened, split, request, values["missing_classes"]),
         **values,
     )
+
+
+def _write_worst(run: Run, samples: Samples, result: Evaluation) -> None:
+    """A sheet of the images that the network gets most wrong, as it sees them, for the report."""
+    if result.worst:
+        view = evaluation_view(run.recipe)
+        images = torch.stack([view(samples.load(item.place)).cpu() for item in result.worst])
+        write_sheet(run.path / "samples" / "worst.png", images, result.to_dict()["worst"])
 
 
 def _note(opened: list[Run], split: _Split, request: _Request, missing: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ from residua.errors import RequestError, nearest
 from residua.network import Network
 from residua.unit import walk
 
-__all__ = ["PLANS", "Plan", "Trial", "activation_bytes", "apply", "candidates", "choose", "compiled", "measure"]
+__all__ = ["PLANS", "Plan", "Trial", "activation_bytes", "apply", "choose", "compiled", "measure"]
 
 COMPILE_FORECAST = 600.0  # seconds of eager training below which compiling is not tried: it costs up to a minute itself
 LOSS_TOLERANCE = 0.05  # relative; bf16 rounds to 3 significant digits, and the first losses of a network are its noisiest
@@ -106,9 +106,8 @@ def keep_large_buffers() -> None:
         mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def candidates(device: torch.device) -> list[Plan]:
-    """The eager plans worth trying on `device`, the plain one first."""
-    return [PLANS["fp32"], PLANS["fp32-channels-last"], PLANS["bf16"]]
+EAGER = ("fp32", "fp32-channels-last", "bf16")
+"""The plans that are always tried, the plain one first."""
 
 
 def compile_obstacle(network: Network, device: torch.device) -> str | None:
@@ -183,7 +182,7 @@ def choose(
     `make_step(plan)` gives a function of the step's number that trains a copy and returns the loss; `total_seconds(seconds a
     step)` is how long the run would take.
     """
-    trials = [measure(plan, make_step, steps, limit) for plan in candidates(device)]
+    trials = [measure(PLANS[name], make_step, steps, limit) for name in EAGER]
     reference, note = trials[0], ""
     best = _best(trials, reference, total_seconds)
     if total_seconds(best.seconds_per_step) > COMPILE_FORECAST:

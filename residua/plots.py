@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -23,12 +25,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 __all__ = ["Line", "class_counts", "confusion", "curves", "reliability", "shortened", "thinned"]
 
 INK = "#010203"  # becomes currentColor
 BLUE, ORANGE = "#1f77b4", "#ff7f0e"
 MOST_POINTS = 1000
+_TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+LEAST = 0.74  # plots with a name a row shrink to this share of their width, and then scroll
 _STYLE = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
@@ -88,14 +93,15 @@ def class_counts(name: str, title: str, classes: Sequence[str], counts: Mapping[
     """How many images each class has: one panel of bars a split, the classes from top to bottom."""
     with _styled():
         row = 0.22 if len(classes) <= 25 else 0.16
-        figure = Figure(figsize=(2.1 + 2.2 * len(counts), 0.55 + row * len(classes)))
+        figure = Figure(figsize=(1.4 + 1.8 * len(counts), 0.55 + row * len(classes)))
         panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
         places = range(len(classes))
         for axes, (split, values) in zip(panels, counts.items()):
             for bar in axes.barh(places, values, height=0.72, color=BLUE):
                 bar.set_gid("bar")
             for place, value in zip(places, values):
-                axes.annotate(f" {value:,}", (value, place), va="center", fontsize=8 if row > 0.2 else 7)
+                axes.annotate(f"{value:,}", (value, place), (3, 0), textcoords="offset points", va="center",
+                              fontsize=8 if row > 0.2 else 7)  # fmt: skip
             axes.set_title(f"{split} ({sum(values):,})", fontsize=9)
             axes.set_xlim(0, max([*values, 1]) * 1.25)
             axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -128,9 +134,9 @@ def confusion(name: str, title: str, classes: Sequence[str], matrix: Sequence[Se
         axes.set(xlim=(-0.5, edge), ylim=(edge, -0.5), xlabel="predicted", ylabel="label", aspect="equal")
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        for place in range(len(classes) + 1):
-            axes.plot([-0.5, edge], [place - 0.5] * 2, color=INK, alpha=0.12, linewidth=0.5, zorder=0)
-            axes.plot([place - 0.5] * 2, [-0.5, edge], color=INK, alpha=0.12, linewidth=0.5, zorder=0)
+        places = [place - 0.5 for place in range(len(classes) + 1)]
+        for lines in (axes.hlines, axes.vlines):
+            lines(places, -0.5, edge, color=INK, alpha=0.12, linewidth=0.5, zorder=0)
         return _svg(figure, name, title, classes)
 
 
@@ -148,7 +154,7 @@ def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]]) -> str
             upper.plot([middle - width / 2, middle + width / 2], [b["confidence"]] * 2, color=ORANGE, linewidth=2.2)
         upper.plot([], [], color=ORANGE, linewidth=2.2, label="stated confidence (mean)")
         upper.bar(0, 0, color=BLUE, alpha=0.85, label="how often right")
-        upper.legend(loc="upper left", handlelength=1.4)
+        figure.legend(loc="outside upper left", ncols=2, handlelength=1.4)
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         lower.set(xlabel="confidence of the prediction", ylabel="images", ylim=(0, None))
         lower.yaxis.set_major_locator(MaxNLocator(3))
@@ -164,7 +170,9 @@ def columns(text: str) -> int:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text on one line in at most `most` columns, an ellipsis for what is cut; control characters are replaced."""
+    """The text on one line in at most `most` columns, an ellipsis for what is cut; control characters become spaces, and those
+    that turn the direction of reading become visible."""
+    text = _TURNING.sub("\N{REPLACEMENT CHARACTER}", text)
     text = " ".join("".join(c if unicodedata.category(c) not in ("Cc", "Cs") else " " for c in text).split())
     if columns(text) <= most:
         return text or "(empty)"
@@ -178,7 +186,7 @@ def shortened(text: str, most: int) -> str:
 
 def _cell(axes: Axes, row: int, column: int, value: int, share: float, size: float) -> None:
     right = row == column
-    depth = 0.12 + 0.83 * (share if right else math.sqrt(share))
+    depth = 0.16 + 0.79 * (share if right else math.sqrt(share))
     face = Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=BLUE if right else ORANGE, alpha=depth, linewidth=0)
     face.set_gid("cell")
     axes.add_patch(face)
@@ -206,24 +214,30 @@ def _grid(axes: Axes) -> None:
     axes.grid(True, color=INK, alpha=0.12, linewidth=0.5)
 
 
-def _styled() -> Any:
-    return matplotlib.rc_context(_STYLE)
+@contextmanager
+def _styled() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph")  # the page's font has what the measuring one lacks
+        yield
 
 
 def _svg(figure: Figure, name: str, title: str, texts: Sequence[str] = ()) -> str:
     """The figure as an SVG element for an HTML page. `texts` may hold characters wider than the measuring font knows."""
     wide = max((sum(unicodedata.east_asian_width(c) in "WF" for c in shortened(text, 22)) for text in texts), default=0)
-    box = {"bbox_inches": "tight", "pad_inches": 0.04 + 0.05 * wide} if texts else {}
+    box = {}
+    if texts:  # the names stand on the left and, in a matrix, below
+        left, bottom, right, top = figure.get_tightbbox().extents
+        box["bbox_inches"] = Bbox.from_extents(left - 0.04 - 0.05 * wide, bottom - 0.04 - 0.05 * wide, right + 0.04, top + 0.04)
     written = io.StringIO()
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": name}):
-        warnings.filterwarnings("ignore", message=".*[Gg]lyph")  # the page's font has what the measuring one lacks
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(written, format="svg", metadata=nothing, **box)  # type: ignore[arg-type]
-    return _inlined(written.getvalue(), name, title)
+    return _inlined(written.getvalue(), name, title, LEAST if texts else 0)
 
 
-def _inlined(svg: str, name: str, title: str) -> str:
-    """What a page needs of a stand-alone SVG: no prologue, no name spaces, ids that begin with `name` and only where used."""
+def _inlined(svg: str, name: str, title: str, least: float) -> str:
+    """What a page needs of a stand-alone SVG: no prologue, no name spaces, ids that begin with `name` and only where used;
+    it may shrink to `least` of its width."""
     root = ElementTree.fromstring(svg)
     used = {value[1:] for e in root.iter() for key, value in e.attrib.items() if key.endswith("href") and value[0] == "#"}
     used |= {value[5:-1] for e in root.iter() for value in e.attrib.values() if value.startswith("url(#")}
@@ -235,9 +249,10 @@ def _inlined(svg: str, name: str, title: str) -> str:
         for key, value in list(element.attrib.items()):
             del element.attrib[key]
             element.attrib.update(_attribute(key.rpartition("}")[2], value, name, used))
-    for key in ("version",):
-        root.attrib.pop(key, None)
+    root.attrib.pop("version", None)
     root.attrib.update({"role": "img", "aria-label": title, "stroke-linejoin": "round"})
+    if least:
+        root.set("style", f"min-width: {least * float(root.attrib['width'].removesuffix('pt')):.0f}pt")
     return ElementTree.tostring(root, encoding="unicode")
 
 

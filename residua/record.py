@@ -14,7 +14,10 @@ import torch
 
 from residua import checkpoints
 from residua.checkpoints import Checkpoint
+from residua.dataset import FileSamples, Samples
 from residua.errors import RunError
+from residua.filecheck import remember_pixels
+from residua.images import printable
 from residua.runs import Run, read_lines, write_atomically
 from residua.step import Outcome, Step
 
@@ -86,13 +89,16 @@ class Recorder:
         self.line(step, split, values)
         self.listener.measured(split, values)
 
-    def unread(self, step: int, files: tuple[tuple[str, str], ...]) -> None:
-        """Notes files that could not be decoded, each once."""
+    def unread(self, step: int, files: tuple[tuple[str, str], ...], samples: Samples) -> None:
+        """Notes files that could not be decoded, each once, and remembers them for the next check of this data."""
         for name, reason in files:
-            if name not in self.unreadable:
-                self.unreadable.add(name)
-                self.line(step, "unreadable", {"name": name, "reason": reason})
-                self.listener.note(reason)
+            if name in self.unreadable:
+                continue
+            self.unreadable.add(name)
+            self.line(step, "unreadable", {"name": printable(name), "reason": reason})
+            self.listener.note(reason)
+            if isinstance(samples, FileSamples):
+                remember_pixels({samples.root / name: reason})
 
     def line(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Writes one JSON line."""

@@ -14,12 +14,12 @@ from residua.plots import Line, shortened
 from residua.report_inputs import Inputs, Values, number
 from residua.report_setup import interval
 from residua.sheets import Sheet
-from residua.wording import NOTHING, count, decimal, duration, percent, value
+from residua.wording import NOTHING, count, counted, decimal, duration, percent, value
 
 __all__ = ["curves", "data", "evaluation", "mistakes"]
 
 MOST_BARS = 50  # classes, above which their counts are summed up in words
-MOST_CELLS = 30  # classes, above which the confusions are listed instead of drawn
+MOST_CELLS, BESIDE = 30, 14  # classes, above which the confusions are listed, not drawn; drawn beside the list
 MOST_ROWS = 30  # classes, above which the table shows the hardest and folds the others away
 LISTED = 50  # findings shown by name
 IMAGE_BUDGET = 1_700_000  # characters of image data in one section, so that a page stays well under 5 MB
@@ -79,7 +79,7 @@ def _findings(findings: Values) -> dict[str, Any]:
 
 def _unreadable(inputs: Inputs) -> dict[str, Any]:
     found = {str(v.get("name")): str(v.get("reason")) for line in inputs.lines.get("unreadable", ()) if (v := line.get("values"))}
-    return {"items": list(islice(found.items(), LISTED)), "more": len(found) - LISTED, "count": len(found)}
+    return {"items": list(islice(found.items(), LISTED)), "more": len(found) - LISTED, "count": counted(len(found), "file") if found else ""}
 
 
 def curves(inputs: Inputs) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _lines(inputs: Inputs, *wanted: tuple[str, str, str]) -> list[Line]:
     for split, key, label in wanted:
         x, y = inputs.series(split, key)
         if x:
-            lines.append(Line(label, x, y, bold=split != "train" or len(wanted) == 1 and len(x) <= 300))
+            lines.append(Line(label, x, y, bold=split != "train" or key == "lr"))
     return lines
 
 
@@ -137,6 +137,7 @@ def evaluation(inputs: Inputs) -> dict[str, Any]:
         "damaged": inputs.damaged,
         "note": result.get("note") or "",
         "confusion": plots.confusion("confusion", "Confusion matrix", classes, matrix) if drawn else "",
+        "beside": drawn and len(classes) <= BESIDE,
         "confused": _confused(matrix, classes, 5 if drawn else 20),
         "classes": _class_table(result),
         "reliability": plots.reliability("calibration", "Reliability diagram", bins) if bins else "",

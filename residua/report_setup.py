@@ -9,7 +9,7 @@ from typing import Any
 
 from residua import recipe as recipes
 from residua.report_inputs import Inputs, number
-from residua.wording import NOTHING, count, decimal, duration, percent, value
+from residua.wording import NOTHING, count, counted, decimal, duration, percent, value
 
 __all__ = ["caveats", "headline", "repeat", "setup"]
 
@@ -32,7 +32,7 @@ def headline(inputs: Inputs) -> dict[str, Any]:
     manifest = inputs.run.manifest
     train = sum(inputs.splits.get("train", []))
     if train:
-        figures.append(("Trained on", count(train), f"images, {len(inputs.run.classes)} classes"))
+        figures.append(("Trained on", count(train), f"images in {counted(len(inputs.run.classes), 'class', 'classes')}"))
     if inputs.training_seconds is not None:
         figures.append(("Training time", duration(inputs.training_seconds), _device(manifest)))
     if number(manifest.get("parameters")) is not None:
@@ -84,7 +84,7 @@ def interval(result: Mapping[str, Any]) -> str:
     ends = result.get("top1_interval") or []
     if len(ends) != 2 or number(ends[0]) is None or number(ends[1]) is None:
         return ""
-    return f"95 % interval {ends[0]:.2f} to {ends[1]:.2f} %"
+    return f"95 % interval {ends[0]:.2f} to {percent(ends[1])}"
 
 
 def setup(inputs: Inputs) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def setup(inputs: Inputs) -> dict[str, Any]:
     groups: list[tuple[str, Rows]] = [("run", [])]
     for name, inner in recipes.to_dict(inputs.run.recipe).items():
         if isinstance(inner, dict):
-            groups.append((name, [(field, value(v)) for field, v in _flat(inner)]))
+            groups.append((name, [(field.removeprefix("options."), value(v)) for field, v in _flat(inner)]))
         else:
             groups[0][1].append((name, value(inner)))
     groups.sort(key=lambda group: -len(group[1]))
@@ -134,7 +134,7 @@ def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     if chosen and factor and tried:
         chosen += f": {factor:.2f} times the speed of {tried[0].get('name')}, the fastest of those tried for a run of this length"
     facts = [f"{key.replace('_', ' ')} {value(plan[key])}" for key in ("precision", "memory_format", "compile", "threads") if key in plan]
-    return {"chosen": f"{chosen}." if chosen else "", "facts": ", ".join(facts), "tried": rows, "note": plan.get("note") or ""}
+    return {"chosen": f"{chosen}." if chosen else "", "facts": ", ".join(facts).capitalize(), "tried": rows, "note": plan.get("note") or ""}
 
 
 def _versions(manifest: Mapping[str, Any]) -> Rows:
@@ -157,11 +157,11 @@ def _measured(inputs: Inputs) -> list[tuple[str, str, str]]:
     return [row for row in rows if row[1:] != (NOTHING, NOTHING)]
 
 
-def repeat(inputs: Inputs) -> dict[str, str]:
-    """The command that made the run, and its recipe as TOML."""
+def repeat(inputs: Inputs) -> dict[str, Any]:
+    """The words of the command that made the run, quoted for a shell, and its recipe as TOML."""
     command = inputs.run.manifest.get("command") or []
     return {
-        "command": shlex.join(map(str, command)) if isinstance(command, list) else str(command),
+        "command": [shlex.quote(str(word)) for word in (command if isinstance(command, list) else [command])],
         "toml": recipes.write_toml(inputs.run.recipe),
     }
 
@@ -199,10 +199,10 @@ def _about_counts(inputs: Inputs, result: Mapping[str, Any] | None) -> list[str]
     few = sum(1 for c in counts if c < FEW)
     if result is not None and few:
         notes.append(
-            f"{few} of {len(counts)} classes have fewer than {FEW} images in the {inputs.final} split: their own figures are uncertain."
+            f"{counted(few, 'class', 'classes')} of {len(counts)} with fewer than {FEW} images in the {inputs.final} split: figures of single classes are uncertain there."
         )
     if result is not None and result.get("num_unreadable"):
-        notes.append(f"{count(result['num_unreadable'])} images could not be read and are not counted in the result.")
+        notes.append(f"{counted(result['num_unreadable'], 'image')} could not be read and counted in no result.")
     findings = inputs.run.data.get("findings") or {}
     total, decoded = number(findings.get("total")), number(findings.get("decoded"))
     if total and decoded is not None and decoded < total:

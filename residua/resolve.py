@@ -1,4 +1,4 @@
-"""From a recipe and an opened data set to the recipe that is run: every open field decided, every contradiction found. Layer 3."""
+"""From a recipe and an opened data set to the recipe that is run: open fields decided, contradictions found. Layer 3."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from torch import Tensor
 
 from residua import models
 from residua.augment import central_view
-from residua.dataset import ArraySamples, Dataset, Facts, Samples, holdout
+from residua.batches import Order
+from residua.dataset import ArraySamples, Dataset, Facts, Samples, class_counts, holdout
 from residua.errors import RequestError, UnreadableImage
 from residua.published import Published
 from residua.recipe import Recipe, replaced
 
-__all__ = ["held_out", "normalization", "resolve"]
+__all__ = ["class_weights", "held_out", "make_order", "normalization", "resolve", "side_of"]
 
 SMALL = 96  # uniform images up to this side are trained at their own size, with the stem for small images
-DEFAULT_EPOCHS, DEFAULT_STEPS = 24, 1_500
+DEFAULT_EPOCHS, DEFAULT_STEPS = 24, 400
 
 
 def held_out(dataset: Dataset, recipe: Recipe) -> Dataset:
@@ -86,13 +87,15 @@ def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dic
     imagenet_form = isinstance(entry, Published) and entry.input_shape[-1] > SMALL
     if imagenet_form and side <= SMALL and "stem" not in options:
         options["stem"] = "small"
-        notes.append(f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own).")
+        notes.append(
+            f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own)."
+        )
     models.check_options(name, entry, options)
     return {"model.name": name, "model.options": options}
 
 
 def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2_000) -> dict[str, Tensor]:
-    """"mean" and "std" of the training images in units of pixel / 255, float32: [C, 1, 1], or for `normalize = "pixel"` a mean
+    """ "mean" and "std" of the training images in units of pixel / 255, float32: [C, 1, 1], or for `normalize = "pixel"` a mean
     [C, S, S] and std of 1.
 
     Images in memory count all; files are sampled, `most` of them evenly over the sorted list, seen as evaluation sees them.
@@ -122,3 +125,22 @@ def _sampled(samples: Samples, side: int, most: int) -> Tensor:
     if not images:
         raise RequestError(f"None of the {len(places)} training images that were tried can be decoded.")
     return torch.stack(images)
+
+
+def make_order(dataset: Dataset, recipe: Recipe) -> Order:
+    """The order of the training split."""
+    return Order(dataset.splits["train"].labels, recipe.batch_size, recipe.seed, recipe.data.balance == "sampler")
+
+
+def class_weights(dataset: Dataset, recipe: Recipe) -> Tensor | None:
+    """N / (K n_c) for each class if the recipe weighs classes, so that the mean weight of a sample is 1."""
+    if recipe.data.balance != "weights":
+        return None
+    counts = torch.tensor(class_counts(dataset.splits["train"], len(dataset.classes)), dtype=torch.float32)
+    return counts.sum() / (len(counts) * counts.clamp_min(1))
+
+
+def side_of(recipe: Recipe) -> int:
+    """Side of the network's input; a resolved recipe has one."""
+    assert recipe.data.image_size is not None
+    return recipe.data.image_size

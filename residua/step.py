@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class Step:
         """Leaves the gradient of the mean loss over `count` images; returns the sums of losses and of wrong answers here."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         cuts = even_cuts(len(batch.labels), self._num_micro_batches())
-        for index, (start, end) in enumerate(zip(cuts, cuts[1:])):
+        for index, (start, end) in enumerate(pairwise(cuts)):
             chosen = torch.arange(start, end)[batch.valid[start:end]]
             last = index == len(cuts) - 2
             with self._synchronised(last):

@@ -7,12 +7,10 @@ load a checkpoint and to start the same iterators there.
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,17 +24,19 @@ from residua.batches import Batch, Share, train_batches
 from residua.data import open_data
 from residua.dataset import Dataset
 from residua.errors import RequestError, RunError
-from residua.evaluation import evaluation_view, watch
+from residua.images import printable
 from residua.prepare import Prepared
+from residua.processes import agreed, joined, signals_caught, together
 from residua.recipe import Recipe
 from residua.recipes import get_recipe
 from residua.record import Checkpointer, Listener, Recorder, Silent
-from residua.resolve import held_out, resolve
+from residua.resolve import class_weights, held_out, make_order, resolve
 from residua.runs import Run
+from residua.scoring import evaluation_view, watch
 from residua.sheets import write_sheet
 from residua.step import NonFiniteLoss, Step
 
-__all__ = ["Interrupted", "request", "signals_caught", "train"]
+__all__ = ["Interrupted", "request", "train"]
 
 
 class Interrupted(RunError):
@@ -71,12 +71,12 @@ def train(
     listener = listener or Silent()
     wanted = request(data, model, recipe, fields)
     target = Path(out) if out is not None else prepare.default_out(wanted)
-    with _processes(device) as (share, where):
+    with joined(device) as (share, where):
         if share.rank:
             return _follow(target, wanted, data_dir, where, workers, share)
         with runs.locked(target):
             prepared = _prepare(target, wanted, data_dir, where, workers, share, started, listener)
-            _together(share)
+            together(share)
             return _run(prepared, share, listener)
 
 
@@ -144,7 +144,7 @@ def _follow(
     target: Path, wanted: Recipe, data_dir: str | Path | None, device: torch.device, workers: int | None, share: Share
 ) -> Run:
     """The part of every process but the first: wait until the run is laid out, then train along."""
-    _together(share)
+    together(share)
     dataset, resolved, held = _open(wanted, data_dir, device, Silent())
     prepared = prepare.continue_run(target, resolved, dataset, device, workers=_workers(workers, held), share=share)
     plan.apply(prepared.plan, prepared.run.manifest["threads"], device)
@@ -161,7 +161,7 @@ def _run(prepared: Prepared, share: Share, listener: Listener) -> Run:
         listener.note(f"{text} The one before it is used.")
     step = Step(
         prepared.network, run.recipe, prepared.plan, run.normalization, total, device=prepared.device,
-        class_weights=prepare.class_weights(prepared.dataset, run.recipe), share=share,
+        class_weights=class_weights(prepared.dataset, run.recipe), share=share,
     )  # fmt: skip
     first = 0
     if found is not None:
@@ -177,7 +177,7 @@ def _run(prepared: Prepared, share: Share, listener: Listener) -> Run:
 def _run_steps(prepared: Prepared, step: Step, first: int, seconds: float, share: Share, listener: Listener) -> None:
     """The loop: take the next batch, update, note it, save and measure when it is time."""
     run, total = prepared.run, prepared.run.manifest["total_steps"]
-    order = prepare.make_order(prepared.dataset, run.recipe)
+    order = make_order(prepared.dataset, run.recipe)
     samples, size = prepared.dataset.splits["train"], run.image_size
     batches = train_batches(samples, order, run.recipe.augment, size, first, total, share, prepared.workers)
     recorder = Recorder(run, first, seconds, listener) if not share.rank else None
@@ -188,11 +188,11 @@ def _run_steps(prepared: Prepared, step: Step, first: int, seconds: float, share
             _update(step, batch, prepared)
             done = batch.step + 1
             if recorder and checkpointer:
-                recorder.unread(done, batch.unreadable)
+                recorder.unread(done, batch.unreadable, samples)
                 recorder.trained(done, step.last)
             if done in measure_at:
                 _measure(prepared, step, done, recorder, share)
-            stop = _agreed(caught, share)
+            stop = agreed(caught, share)
             if checkpointer and (stop or checkpointer.due(done)):
                 checkpointer.save(done)
             if stop and done < total:
@@ -210,7 +210,7 @@ def _update(step: Step, batch: Batch, prepared: Prepared) -> None:
         step(batch)
     except NonFiniteLoss as error:
         names = prepared.dataset.splits["train"].names
-        listed = ", ".join(str(names[draw % len(names)]) for draw in error.draws.tolist()[:8])
+        listed = ", ".join(printable(names[draw % len(names)]) for draw in error.draws.tolist()[:8])
         saved = checkpoints.available(prepared.run.checkpoints)
         last = f"The last good checkpoint is {saved[0]}." if saved else "There is no checkpoint yet."
         raise RunError(
@@ -270,7 +270,7 @@ def _averaged(step: Step) -> Iterator[None]:
 def _write_samples(prepared: Prepared, count: int = 40) -> None:
     """A sheet of the first training images as the network sees them, after augmentation."""
     run, samples = prepared.run, prepared.dataset.splits["train"]
-    order = prepare.make_order(prepared.dataset, run.recipe)
+    order = make_order(prepared.dataset, run.recipe)
     batch = next(iter(train_batches(samples, order, run.recipe.augment, run.image_size, 0, 1, Share(), 0)))
     kept = torch.arange(len(batch.labels))[batch.valid][:count]
     images = batch.images[kept.to(batch.images.device)].cpu()
@@ -280,76 +280,3 @@ def _write_samples(prepared: Prepared, count: int = 40) -> None:
     captions = [run.classes[label] for label in batch.labels[kept].tolist()]
     (run.path / "samples").mkdir(exist_ok=True)
     write_sheet(run.path / "samples" / "augmented.png", pixels, captions, seed=run.recipe.seed)
-
-
-# ------------------------------------------------------------------------------------------------ signals and processes
-
-
-@contextmanager
-def signals_caught() -> Iterator[list[int]]:
-    """Within the block the first SIGINT or SIGTERM is noted in the list; the second leaves at once."""
-    caught: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if caught:
-            os._exit(128 + number)
-        caught.append(number)
-
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # signals belong to the main thread; elsewhere (a notebook's worker) there is nothing to catch
-        previous = {}
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _agreed(caught: list[int], share: Share) -> int:
-    """The signal that any process has caught, the same for all of them; 0 for none."""
-    number = caught[0] if caught else 0
-    if share.world == 1:
-        return number
-    flag = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    return int(flag)
-
-
-@contextmanager
-def _processes(device: str | None) -> Iterator[tuple[Share, torch.device]]:
-    """This process's share of the work and its device; joins the others when started by torchrun."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    where = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if world == 1:
-        yield Share(), where
-        return
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-    try:
-        yield Share(dist.get_rank(), dist.get_world_size()), where
-    finally:
-        dist.destroy_process_group()
-
-
-def _device(name: str | None, local_rank: int) -> torch.device:
-    if name is None:
-        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("no CUDA device is available")
-    except RuntimeError as error:
-        raise RequestError(
-            f"--device {name} cannot be used: {str(error).splitlines()[0]}. Valid: cpu, cuda, cuda:0, ..."
-        ) from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def _together(share: Share) -> None:
-    """Waits until all processes are here."""
-    if share.world > 1:
-        dist.barrier()

@@ -1,37 +1,43 @@
-"""Numbers as a reader expects them: durations, shares, counts. Layer 0."""
+"""Numbers as a reader expects them: durations, shares, counts; a number and its unit never part at a line's end. Layer 0."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-__all__ = ["NOTHING", "count", "decimal", "duration", "percent", "value"]
+__all__ = ["NOTHING", "count", "counted", "decimal", "duration", "percent", "value"]
 
 NOTHING = "–"
+_GAP = "\N{NO-BREAK SPACE}"
 
 
 def duration(seconds: Any) -> str:
-    """"0.8 s", "42 s", "12 min 34 s", "3 h 5 min", "2 d 4 h"."""
+    """"412 ms", "4.2 s", "42 s", "12 min 34 s", "3 h 5 min", "2 d 4 h"."""
     if not _number(seconds) or seconds < 0:
         return NOTHING
     if seconds < 10:
-        return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
+        return f"{seconds:.1f}{_GAP}s" if seconds >= 1 else f"{decimal(1000 * seconds)}{_GAP}ms"
     whole = round(seconds)
     for large, small, size, per in (("d", "h", 86_400, 3_600), ("h", "min", 3_600, 60), ("min", "s", 60, 1)):
         if whole >= size:
             rest = whole % size // per
-            return f"{whole // size} {large}" + (f" {rest} {small}" if rest else "")
-    return f"{whole} s"
+            return f"{whole // size}{_GAP}{large}" + (f" {rest}{_GAP}{small}" if rest else "")
+    return f"{whole}{_GAP}s"
 
 
 def percent(number: Any, digits: int = 2) -> str:
     """A number that is per cent already: "7.56 %"."""
-    return f"{number:.{digits}f} %" if _number(number) else NOTHING
+    return f"{number:.{digits}f}{_GAP}%" if _number(number) else NOTHING
 
 
 def count(number: Any) -> str:
     """A whole number with commas: "45,000"."""
     return f"{round(number):,}" if _number(number) else NOTHING
+
+
+def counted(number: Any, thing: str, things: str = "") -> str:
+    """A whole number with its noun: "1 image", "45,000 images", "2 classes" where the plural is given."""
+    return f"{count(number)} {thing if number == 1 else things or thing + 's'}"
 
 
 def decimal(number: Any, digits: int = 3) -> str:

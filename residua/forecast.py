@@ -1,0 +1,129 @@
+"""What a run will take: the plan is measured on a copy, the number of steps fixed, time and memory forecast. Layer 4."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from residua import plan
+from residua.batches import Order, Share, train_batches
+from residua.cost import num_parameters
+from residua.dataset import Dataset
+from residua.errors import RequestError
+from residua.network import Network
+from residua.plan import Plan, Trial
+from residua.recipe import Recipe
+from residua.resolve import class_weights, make_order, side_of
+from residua.step import Step
+
+__all__ = ["check_memory", "chosen_plan", "explained", "needs", "total_steps", "trial_factory"]
+
+
+def trial_factory(
+    network: Network,
+    recipe: Recipe,
+    dataset: Dataset,
+    stats: Mapping[str, Tensor],
+    device: torch.device,
+    workers: int,
+    share: Share,
+) -> Callable[[Plan], Callable[[int], float]]:
+    """Makes, for a plan, a function that trains a copy of the network on the run's first batches."""
+    order = make_order(dataset, recipe)
+    steps = 100_000  # so that a warm-up is seen at its start: plans are compared where losses are smooth
+
+    def make_step(candidate: Plan) -> Callable[[int], float]:
+        twin = Step(
+            copy.deepcopy(network), recipe, candidate, stats, steps, device=device, class_weights=class_weights(dataset, recipe)
+        )
+        batches = train_batches(
+            dataset.splits["train"], order, recipe.augment, side_of(recipe), 0, steps, Share(0, share.world), workers
+        )
+
+        def step(_: int) -> float:
+            return twin(next(batches)).loss
+
+        return step
+
+    def isolated(candidate: Plan) -> Callable[[int], float]:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
+            inner = make_step(candidate)
+
+        def step(number: int) -> float:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
+                return inner(number)
+
+        return step
+
+    return isolated
+
+
+def chosen_plan(
+    recipe: Recipe,
+    network: Network,
+    trial: Callable[[Plan], Callable[[int], float]],
+    order: Order,
+    device: torch.device,
+    threads: int,
+) -> tuple[Plan, list[Trial], str]:
+    if recipe.plan != "auto":
+        chosen = plan.named(recipe.plan)
+        plan.apply(chosen, threads, device)
+        return chosen, [], "asked for"
+    plan.apply(plan.PLANS["fp32"], threads, device)
+
+    def total_seconds(pace: float) -> float:
+        return recipe.minutes * 60 * (pace > 0) if recipe.minutes else pace * total_steps(recipe, order, pace, 0.0)
+
+    return plan.choose(trial, network, device, total_seconds)
+
+
+def total_steps(recipe: Recipe, order: Order, pace: float, spent: float) -> int:
+    """The number of updates: as asked, or what fits into `minutes` less what is spent and what measuring will take."""
+    if recipe.steps is not None:
+        return recipe.steps
+    if recipe.epochs is not None:
+        return max(1, round(recipe.epochs * order.steps_per_epoch))
+    assert recipe.minutes is not None
+    return max(1, int((recipe.minutes * 60 - spent) * 0.95 / pace))
+
+
+def needs(network: Network, recipe: Recipe, chosen: Plan, share: Share, device: torch.device, seconds: float) -> dict[str, float]:
+    """Seconds of training, and MiB of memory: weights, gradients, optimiser, average, and what the backward pass keeps."""
+    side, channels = side_of(recipe), recipe.model.options["in_channels"]
+    sample = torch.zeros(2, channels, side, side, device=device)
+    kept = plan.activation_bytes(copy.deepcopy(network).to(device), sample, chosen)
+    images = min(recipe.micro_batch or recipe.batch_size, -(-recipe.batch_size // share.world))
+    copies = 2 + (1 if recipe.optim.name != "adamw" else 2) + bool(recipe.average.decay)
+    return {"seconds": round(seconds, 1), "memory_mib": round((4 * copies * num_parameters(network) + images * kept) / 2**20)}
+
+
+def check_memory(forecast: Mapping[str, float], recipe: Recipe, device: torch.device) -> None:
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if forecast["memory_mib"] * 2**20 > free:
+        raise RequestError(
+            f"This run would need about {forecast['memory_mib']:,} MiB of memory and {free // 2**20:,} MiB are free. "
+            f"--set micro_batch={max(1, recipe.batch_size // 4)} keeps the batch and takes less."
+        )
+
+
+def explained(chosen: Plan, trials: list[Trial], note: str) -> dict[str, Any]:
+    plain = next((trial.seconds_per_step for trial in trials if trial.name == "fp32"), math.nan)
+    own = next((trial.seconds_per_step for trial in trials if trial.name == chosen.name), math.nan)
+    tried = [
+        {"name": t.name, "seconds_per_step": finite(t.seconds_per_step), "start_seconds": round(t.start_seconds, 2),
+         "loss": finite(t.losses[-1]) if t.losses else None, "outcome": t.outcome}
+        for t in trials
+    ]  # fmt: skip
+    return {"factor": finite(plain / own if own else math.nan), "tried": tried, "note": note}
+
+
+def finite(value: float) -> float | None:
+    """The value to four digits, or None where it is no number: JSON has neither NaN nor infinity."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -1,0 +1,87 @@
+"""This process among others: its share of the work, its device, and the signals that end it. Layer 3."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from residua.batches import Share
+from residua.errors import RequestError
+
+__all__ = ["agreed", "joined", "signals_caught", "together"]
+
+
+@contextmanager
+def signals_caught() -> Iterator[list[int]]:
+    """Within the block the first SIGINT or SIGTERM is noted in the list; the second leaves at once."""
+    caught: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if caught:
+            os._exit(128 + number)
+        caught.append(number)
+
+    previous = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # signals belong to the main thread; elsewhere (a notebook's worker) there is nothing to catch
+        previous = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def agreed(caught: list[int], share: Share) -> int:
+    """The signal that any process has caught, the same for all of them; 0 for none."""
+    number = caught[0] if caught else 0
+    if share.world == 1:
+        return number
+    flag = torch.tensor(number, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return int(flag)
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[tuple[Share, torch.device]]:
+    """This process's share of the work and its device; joins the others when started by torchrun."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    where = _chosen(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if world == 1:
+        yield Share(), where
+        return
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield Share(dist.get_rank(), dist.get_world_size()), where
+    finally:
+        dist.destroy_process_group()
+
+
+def _chosen(name: str | None, local_rank: int) -> torch.device:
+    if name is None:
+        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("no CUDA device is available")
+    except RuntimeError as error:
+        raise RequestError(
+            f"--device {name} cannot be used: {str(error).splitlines()[0]}. Valid: cpu, cuda, cuda:0, ..."
+        ) from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def together(share: Share) -> None:
+    """Waits until all processes are here."""
+    if share.world > 1:
+        dist.barrier()
