@@ -53,6 +53,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
             _write_flushed(partial / f"{name}.safetensors", contents)
         state = {"format": FORMAT, "step": checkpoint.step, "sha256": hashes, "extra": dict(checkpoint.extra)}
         _write_flushed(partial / "state.json", json.dumps({**state, "self": _digest(state)}, indent=1).encode())
+        _flush_folder(partial)
         read(partial)
         _clear(target)
         partial.rename(target)

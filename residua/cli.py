@@ -61,6 +61,10 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         fail("Interrupted.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if debug:
+            raise
+        fail(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}. Mend that, then run the same command.", 1)
 
 
 def fail(message: str, code: int) -> NoReturn:

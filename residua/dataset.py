@@ -155,7 +155,7 @@ class Dataset:
             digest.update(split.encode())
             digest.update(samples.labels.numpy().tobytes())
             if isinstance(samples, ArraySamples):
-                digest.update(samples.images.contiguous().numpy().tobytes())
+                digest.update(samples.images.cpu().contiguous().numpy().tobytes())
             else:
                 files = (f"{name}\0{size}" for name, size in zip(samples.names, samples.sizes))
                 digest.update("\0".join(files).encode("utf-8", "surrogateescape"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import time
 import warnings
@@ -148,13 +149,14 @@ def _tensorboard(run: Run, first: int) -> Any:
 
 
 class Checkpointer:
-    """Saves at the end of an epoch and every `seconds`, whichever comes first, but epochs shorter than a sixth of `seconds`
-    do not save each on their own."""
+    """Saves after a run's first update, so that a target that cannot be written shows at once; then at the end of an epoch and
+    every `seconds`, whichever comes first, but epochs shorter than a sixth of `seconds` do not save each on their own."""
 
     def __init__(self, run: Run, step: Step, recorder: Recorder) -> None:
         self.run, self.step, self.recorder = run, step, recorder
         self.seconds, self.keep = run.recipe.checkpoints.seconds, run.recipe.checkpoints.keep
-        self.saved, self.saved_step = time.monotonic(), -1
+        self.saved = time.monotonic() if checkpoints.available(run.checkpoints) else -math.inf
+        self.saved_step = -1
 
     def due(self, step: int) -> bool:
         """Whether to save after `step` updates."""

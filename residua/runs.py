@@ -100,6 +100,13 @@ def is_run(path: Path) -> bool:
     return (path / "manifest.json").is_file()
 
 
+def is_vacant(path: Path) -> bool:
+    """Whether a run may begin in the folder `path`: it holds nothing but what an interrupted beginning leaves."""
+    names = ("recipe.json", "data.json", "normalization.safetensors", "manifest.json")
+    left = {"lock", "checkpoints", *names, *(_aside(path / name).name for name in names)}
+    return not is_run(path) and {item.name for item in path.iterdir()} <= left and not any(path.glob("checkpoints/*"))
+
+
 def open_run(path: Path | str) -> Run:
     """The run in `path`; raises `RequestError` if it is none, or of a format that this version does not read."""
     path = Path(path)
@@ -166,7 +173,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_atomically(path: Path, contents: str | bytes) -> None:
     """Writes a file so that it is seen whole or not at all."""
-    aside = path.with_name(f".{path.name}.aside")
+    aside = _aside(path)
     with aside.open("wb") as file:
         file.write(contents.encode() if isinstance(contents, str) else contents)
         file.flush()
@@ -174,12 +181,18 @@ def write_atomically(path: Path, contents: str | bytes) -> None:
     aside.replace(path)
 
 
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.aside")
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the run directory for this process by the operating system's file lock, which ends with the process.
 
-    Raises `RequestError` naming the holder if another process has it.
+    Raises `RequestError` naming the holder if another process has it. A directory that is made here and in which nothing else
+    comes to lie is removed again.
     """
+    made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = (path / "lock").open("a+")
@@ -192,7 +205,17 @@ def locked(path: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise RequestError(f"The run {path} is being trained by {holder}. Wait for it, or choose another --out.") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+        if not (path / "lock").exists() or not os.path.samestat(os.fstat(file.fileno()), (path / "lock").stat()):
+            raise RequestError(f"Another process has just removed {path}. Repeat the command.")
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        except OSError as error:
+            raise RunError(f"The run directory {path} cannot be written: {error.strerror or error}.") from error
+        try:
+            yield
+        finally:
+            if made and path.is_dir() and [item.name for item in path.iterdir()] == ["lock"]:
+                (path / "lock").unlink()
+                path.rmdir()

@@ -102,16 +102,16 @@ def _prepare(
     workers = _workers(workers, held)
     if runs.is_run(target):
         prepared = prepare.continue_run(target, resolved, dataset, device, workers=workers, share=share)
-        plan.apply(prepared.plan, prepared.run.manifest["threads"], device)
-        return prepared
-    if any(path.name != "lock" for path in target.iterdir()):
+    elif runs.is_vacant(target):
+        prepared = prepare.begin(
+            target, resolved, dataset, device, workers=workers, share=share, started=started, threads=torch.get_num_threads(),
+            command=machine.command_line(), listener=listener,
+        )  # fmt: skip
+    else:
         raise RequestError(f"{target} is not empty and is not a run. Choose another --out.")
-    prepared = prepare.begin(
-        target, resolved, dataset, device, workers=workers, share=share, started=started, threads=torch.get_num_threads(),
-        command=machine.command_line(), listener=listener,
-    )  # fmt: skip
     plan.apply(prepared.plan, prepared.run.manifest["threads"], device)
-    _write_samples(prepared)
+    if not (target / "samples" / "augmented.png").exists():
+        _write_samples(prepared)
     return prepared
 
 
