@@ -78,13 +78,17 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plan", default="bf16")
-    parser.add_argument("--variant", action="append", default=[], help="NAME:FIELD=VALUE,FIELD=VALUE instead of the parts of `fast`")
+    parser.add_argument(
+        "--variant", action="append", default=[], help="NAME:FIELD=VALUE,FIELD=VALUE instead of the parts of `fast`"
+    )
     parser.add_argument("--out", type=Path, default=Path("ablation.json"))
     options = parser.parse_args()
 
     from residua.recipe import parse_overrides
 
-    given = {name: parse_overrides(text.split(",") if text else []) for name, _, text in (v.partition(":") for v in options.variant)}
+    given = {
+        name: parse_overrides(text.split(",") if text else []) for name, _, text in (v.partition(":") for v in options.variant)
+    }
     variants = given or PARTS
     length = {"steps": options.steps} if options.steps else {"epochs": options.epochs or 24}
     request = {"data": options.data, "data_dir": options.data_dir, "model": options.model, "recipe": options.recipe,

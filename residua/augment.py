@@ -52,7 +52,7 @@ class Key:
 def shorter_side(image: Tensor, side: int) -> Tensor:
     """`image` resized so that its shorter side is `side`, aspect ratio kept (bilinear, antialiased, in uint8).
 
-    Of an image more than 8 times as long as wide only the middle 8:1 is seen: a strip of 1 x 100,000 pixels would fill the memory.
+    Of an image more than 8 times as long as wide only the middle 8:1 is seen: a strip of 1 x 100,000 would fill the memory.
     """
     height, width = image.shape[-2:]
     if max(height, width) > 8 * min(height, width):
