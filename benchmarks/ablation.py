@@ -1,6 +1,6 @@
 """What each part of a recipe is worth: the recipe against itself with one part taken out, over several seeds.
 
-    python benchmarks/ablation.py cifar10 --data-dir DIR --model resnet20 --epochs 24 --seeds 3 [--jobs 1] [--variant NAME:FIELD=VALUE,...]
+    python benchmarks/ablation.py cifar10 --data-dir DIR --model resnet20 --epochs 3 --seeds 1 [--variant NAME:FIELD=VALUE,...]
 
 Every run is a real run of `residua.train` in a process of its own; errors are those of the final split, of the final weights.
 Prints a table (mean, standard deviation, difference to the whole recipe with its standard error) and writes it as JSON.

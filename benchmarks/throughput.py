@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py --data-dir DIR [--rounds 5] [--seconds 20] [--first-step]
 
-Both train ResNet-20 on CIFAR-10 at batch 128 with padding-4 crops and flips. The usual way: eager, fp32, contiguous, torchvision's
-transforms in a DataLoader with two workers. Ours: the step and the batches of `residua train`, under the plans named. Each turn is a
-process of its own, warmed up, then timed for `--seconds`; the two networks are shown to be equal with the same weights first.
+Both train ResNet-20 on CIFAR-10 at batch 128 with padding-4 crops and flips. The usual way: eager, fp32, contiguous, and
+torchvision's transforms in a DataLoader with two workers. Ours: the step and the batches of `residua train`, under the plans
+named. Each turn is a process of its own, warmed up, then timed for `--seconds`; first the two networks are shown to be equal.
 `--first-step` also times the command line from its start to the end of the first update.
 """
 

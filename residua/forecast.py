@@ -17,7 +17,7 @@ from residua.cost import num_parameters
 from residua.dataset import Dataset
 from residua.errors import RequestError
 from residua.network import Network
-from residua.plan import Plan, Trial
+from residua.plan import Length, Plan, Trial
 from residua.recipe import Recipe
 from residua.resolve import class_weights, make_order, side_of
 from residua.step import Step
@@ -78,10 +78,9 @@ def chosen_plan(
         return chosen, [], "asked for"
     plan.apply(plan.PLANS["fp32"], threads, device)
 
-    def total_seconds(pace: float) -> float:
-        return recipe.minutes * 60 * (pace > 0) if recipe.minutes else pace * total_steps(recipe, order, pace, 0.0)
-
-    return plan.choose(trial, network, device, total_seconds)
+    if recipe.minutes is not None:
+        return plan.choose(trial, network, device, Length(seconds=60 * recipe.minutes))
+    return plan.choose(trial, network, device, Length(steps=total_steps(recipe, order, math.nan, 0.0)))
 
 
 def total_steps(recipe: Recipe, order: Order, pace: float, spent: float) -> int:

@@ -75,11 +75,11 @@ def build_optimizer(network: Network, optim: Optim) -> Optimizer:
 
 
 class Muon(Optimizer):
-    """Momentum whose update, for a weight of two or more dimensions, is made orthogonal (Jordan et al. 2024, "Muon").
+    """Momentum whose update is made orthogonal for the weights of convolutions (Jordan et al. 2024, "Muon").
 
-    A convolution's weight [out, in, ...] is taken as the matrix [out, in * ...]. The update is scaled to a root mean square
-    of `sqrt(max(1, out / in)) / sqrt(in)`-like size by the factor max(1, rows / columns) ** 0.5; other parameters, and the
-    classifier (last weight), follow SGD with Nesterov momentum.
+    A weight [out, in, ...] is taken as the matrix [out, in * ...]; its update is scaled by ratio * sqrt(max(rows, columns)),
+    which gives it a root mean square of about `ratio` (Liu et al. 2025, section 2.2), and its decay is decoupled. The
+    classifier, biases and normalisations follow SGD with Nesterov momentum.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9, ratio: float = 0.2) -> None:

@@ -24,7 +24,7 @@ from residua.errors import RequestError, nearest
 from residua.network import Network
 from residua.unit import walk
 
-__all__ = ["PLANS", "Plan", "Trial", "activation_bytes", "apply", "choose", "compiled", "measure"]
+__all__ = ["PLANS", "Length", "Plan", "Trial", "activation_bytes", "apply", "choose", "compiled", "measure"]
 
 COMPILE_FORECAST = 600.0  # seconds of eager training below which compiling is not tried: it costs up to a minute itself
 LOSS_TOLERANCE = 0.05  # relative; bf16 rounds to 3 significant digits, and the first losses of a network are its noisiest
@@ -168,38 +168,54 @@ def agrees(trial: Trial, reference: Trial) -> bool:
     return bool(pairs) and all(abs(a - b) <= LOSS_TOLERANCE * max(abs(b), 0.1) for a, b in pairs)
 
 
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: a number of updates, or seconds in which to make as many as possible."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def forecast(self, pace: float) -> float:
+        """Seconds of the run at `pace` seconds a step."""
+        return self.seconds if self.seconds is not None else pace * (self.steps or 1)
+
+    def cost(self, trial: Trial) -> float:
+        """What is to be least: the time of all steps and the start, or the time a step where the time is given."""
+        if self.seconds is not None:
+            return trial.seconds_per_step / max(1.0, self.seconds - trial.start_seconds)
+        return self.forecast(trial.seconds_per_step) + trial.start_seconds
+
+
 def choose(
     make_step: Callable[[Plan], Callable[[int], float]],
     network: Network,
     device: torch.device,
-    total_seconds: Callable[[float], float],
+    length: Length,
     *,
     steps: int = 4,
     limit: float = 1.5,
 ) -> tuple[Plan, list[Trial], str]:
     """The fastest plan for a run of this length, all trials, and a note on what was left out.
 
-    `make_step(plan)` gives a function of the step's number that trains a copy and returns the loss; `total_seconds(seconds a
-    step)` is how long the run would take.
+    `make_step(plan)` gives a function of the step's number that trains a copy and returns the loss; each trial makes up to
+    `steps` updates within `limit` seconds after a first one.
     """
     trials = [measure(PLANS[name], make_step, steps, limit) for name in EAGER]
     reference, note = trials[0], ""
-    best = _best(trials, reference, total_seconds)
-    if total_seconds(best.seconds_per_step) > COMPILE_FORECAST:
+    best = _best(trials, reference, length)
+    if length.forecast(best.seconds_per_step) > COMPILE_FORECAST:
         obstacle = compile_obstacle(network, device)
         note = obstacle or ""
         if obstacle is None:
             more = "bf16-compile" if PLANS[best.name].precision == "bf16" else "fp32-compile"
             trials.append(measure(PLANS[more], make_step, 2 * steps, 2 * limit))
-            best = _best(trials, reference, total_seconds)
+            best = _best(trials, reference, length)
     return PLANS[best.name], [_judged(trial, reference) for trial in trials], note
 
 
-def _best(trials: Sequence[Trial], reference: Trial, total_seconds: Callable[[float], float]) -> Trial:
+def _best(trials: Sequence[Trial], reference: Trial, length: Length) -> Trial:
     usable = [trial for trial in trials if agrees(trial, reference)]
-    if not usable:
-        return reference
-    return min(usable, key=lambda trial: total_seconds(trial.seconds_per_step) + trial.start_seconds)
+    return min(usable, key=length.cost) if usable else reference
 
 
 def _judged(trial: Trial, reference: Trial) -> Trial:

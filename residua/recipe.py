@@ -244,10 +244,10 @@ def _assign(values: dict[str, Any], name: str, value: Any, where: str) -> None:
         values["model"]["options"][parts[2]] = value
         return
     if name not in field_names():
-        close = nearest(name, field_names())
-        raise RequestError(
-            f"In {where}: there is no field {name!r}." + (f" Did you mean {' or '.join(map(repr, close))}?" if close else "")
-        )
+        leaf = parts[-1]
+        close = [field for field in field_names() if field.rpartition(".")[2] == leaf] or nearest(name, field_names())
+        hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"The fields are {', '.join(field_names())}."
+        raise RequestError(f"In {where}: there is no field {name!r}. {hint}")
     target = values
     for part in parts[:-1]:
         target = target[part]

@@ -13,7 +13,7 @@ def fast(model: str = "auto") -> Recipe:
         name="fast",
         model=Model(name=model),
         augment=Augment(crop="auto"),
-        optim=Optim(name="sgd", lr=0.4, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_all=False),
+        optim=Optim(name="sgd", lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_all=False),
         schedule=Schedule(shape="linear", warmup=0.2, warmup_factor=0.05, warmup_shape="linear"),
         average=Average(decay=0.999),
         batch_size=128,
