@@ -34,7 +34,7 @@ BLUE, ORANGE = "#1f77b4", "#ff7f0e"
 MOST_POINTS = 1000
 _TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 LEAST = 0.74  # plots with a name a row shrink to this share of their width, and then scroll
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.0, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4,

@@ -36,7 +36,7 @@ def data(inputs: Inputs) -> dict[str, Any]:
         "facts": _facts(inputs, facts),
         "counts": [(split, count(sum(values))) for split, values in inputs.splits.items()],
         "plot": _counts_plot(classes, counts) if counts and len(classes) <= MOST_BARS else "",
-        "summary": [_counts_summary(split, values, classes) for split, values in counts.items()] if len(classes) > MOST_BARS else [],
+        "summary": [] if len(classes) <= MOST_BARS else [_counts_summary(s, values, classes) for s, values in counts.items()],
         "findings": _findings(card.get("findings") or {}),
         "unreadable": _unreadable(inputs),
         "tiles": _tiles(inputs.augmented),
@@ -70,16 +70,15 @@ def _findings(findings: Values) -> dict[str, Any]:
     for item in items:
         kinds[str(item.get("kind"))] = kinds.get(str(item.get("kind")), 0) + 1
     total = number(findings.get("total"))
-    reached = ""
-    if total:
-        reached = f"Of {count(total)} files, {count(findings.get('headers'))} headers were read and {count(findings.get('decoded'))} "
-        reached += "files decoded before training."
+    headers, decoded = count(findings.get("headers")), count(findings.get("decoded"))
+    reached = f"Of {count(total)} files, {headers} headers were read and {decoded} decoded before training." if total else ""
     return {"kinds": list(kinds.items()), "items": items[:LISTED], "more": len(items) - LISTED, "reached": reached}
 
 
 def _unreadable(inputs: Inputs) -> dict[str, Any]:
     found = {str(v.get("name")): str(v.get("reason")) for line in inputs.lines.get("unreadable", ()) if (v := line.get("values"))}
-    return {"items": list(islice(found.items(), LISTED)), "more": len(found) - LISTED, "count": counted(len(found), "file") if found else ""}
+    told = counted(len(found), "file") if found else ""
+    return {"items": list(islice(found.items(), LISTED)), "more": len(found) - LISTED, "count": told}
 
 
 def curves(inputs: Inputs) -> dict[str, Any]:
@@ -109,7 +108,7 @@ def _lines(inputs: Inputs, *wanted: tuple[str, str, str]) -> list[Line]:
 
 
 def _watched_table(inputs: Inputs) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     per_epoch = inputs.run.manifest.get("steps_per_epoch") or 1
     for line in inputs.lines.get(inputs.watched, ()):
         values, step = line.get("values") or {}, number(line.get("step")) or 0

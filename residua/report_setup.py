@@ -55,7 +55,7 @@ def _interim_figures(inputs: Inputs) -> list[tuple[str, str, str]]:
     epochs, errors = inputs.series(inputs.watched, "top1_error")
     if not errors:
         return []
-    return [("Top-1 error", percent(errors[-1]), f"{inputs.watched} split, at epoch {decimal(epochs[-1], 2)}; not a final result")]
+    return [("Top-1 error", percent(errors[-1]), f"{inputs.watched} split, at epoch {epochs[-1]:.3g}; not a final result")]
 
 
 def _sentence(inputs: Inputs, result: Mapping[str, Any] | None) -> str:
@@ -112,7 +112,7 @@ def _length(inputs: Inputs) -> str:
     total, per_epoch = number(manifest.get("total_steps")), number(manifest.get("steps_per_epoch"))
     if total is None:
         return ""
-    epochs = f", {decimal(total / per_epoch)} epochs" if per_epoch else ""
+    epochs = f", {total / per_epoch:.4g} epochs" if per_epoch else ""
     processes = manifest.get("processes") or 1
     micro = manifest.get("micro_batch")
     parts = f" in micro-batches of {micro}" if micro and micro < recipe.batch_size else ""
@@ -127,14 +127,15 @@ def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
     for trial in tried:
         seconds = number(trial.get("seconds_per_step"))
         losses = trial.get("losses") or [trial.get("loss")]
-        factor = f"{plain / seconds:.2f}" if plain and seconds else NOTHING
-        rows.append((trial.get("name"), duration(seconds), factor, decimal(losses[-1], 4), trial.get("outcome") or ""))
+        times = f"{plain / seconds:.2f}" if plain and seconds else NOTHING
+        rows.append((trial.get("name"), duration(seconds), times, decimal(losses[-1], 4), trial.get("outcome") or ""))
     factor = number(plan.get("factor"))
     chosen = f"Plan {plan['name']}" if plan.get("name") else ""
     if chosen and factor and tried:
         chosen += f": {factor:.2f} times the speed of {tried[0].get('name')}, the fastest of those tried for a run of this length"
-    facts = [f"{key.replace('_', ' ')} {value(plan[key])}" for key in ("precision", "memory_format", "compile", "threads") if key in plan]
-    return {"chosen": f"{chosen}." if chosen else "", "facts": ", ".join(facts).capitalize(), "tried": rows, "note": plan.get("note") or ""}
+    known = [key for key in ("precision", "memory_format", "compile", "threads") if key in plan]
+    facts = ", ".join(f"{key.replace('_', ' ')} {value(plan[key])}" for key in known).capitalize()
+    return {"chosen": f"{chosen}." if chosen else "", "facts": facts, "tried": rows, "note": str(plan.get("note") or "")}
 
 
 def _versions(manifest: Mapping[str, Any]) -> Rows:
@@ -199,14 +200,16 @@ def _about_counts(inputs: Inputs, result: Mapping[str, Any] | None) -> list[str]
     few = sum(1 for c in counts if c < FEW)
     if result is not None and few:
         notes.append(
-            f"{counted(few, 'class', 'classes')} of {len(counts)} with fewer than {FEW} images in the {inputs.final} split: figures of single classes are uncertain there."
+            f"{counted(few, 'class', 'classes')} of {len(counts)} with fewer than {FEW} images in the {inputs.final} split: "
+            "figures of single classes are uncertain there."
         )
     if result is not None and result.get("num_unreadable"):
         notes.append(f"{counted(result['num_unreadable'], 'image')} could not be read and counted in no result.")
     findings = inputs.run.data.get("findings") or {}
     total, decoded = number(findings.get("total")), number(findings.get("decoded"))
     if total and decoded is not None and decoded < total:
-        notes.append(f"Before training {count(decoded)} of {count(total)} files were decoded; the others were tried at their first use.")
+        decoded_first = f"Before training {count(decoded)} of {count(total)} files were decoded"
+        notes.append(f"{decoded_first}; the others were tried at their first use.")
     return notes
 
 

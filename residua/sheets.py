@@ -95,5 +95,5 @@ def _grid(tiles: Tensor) -> Tensor:
 
 def _data_uri(tile: Image.Image) -> str:
     png = io.BytesIO()
-    tile.save(png, "PNG", optimize=True)
+    tile.save(png, "PNG")
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode("ascii")
