@@ -52,7 +52,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
             hashes[name] = hashlib.sha256(contents).hexdigest()
             _write_flushed(partial / f"{name}.safetensors", contents)
         state = {"format": FORMAT, "step": checkpoint.step, "sha256": hashes, "extra": dict(checkpoint.extra)}
-        _write_flushed(partial / "state.json", json.dumps({**state, "self": _digest(state)}, indent=1).encode())
+        _write_flushed(partial / "state.json", _with_digest(state))
         _flush_folder(partial)
         read(partial)
         _clear(target)
@@ -69,11 +69,12 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
 def read(path: Path) -> Checkpoint:
     """The checkpoint in folder `path`; raises `RunError` naming the file that is missing, damaged or of another format."""
     try:
-        state = json.loads((path / "state.json").read_bytes())
-        digest = state.pop("self")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        contents = (path / "state.json").read_bytes()
+        state = json.loads(contents)
+        del state["self"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunError(f"The checkpoint {path} is damaged: state.json cannot be read ({error}).") from error
-    if digest != _digest(state):
+    if contents != _with_digest(state):
         raise RunError(f"The checkpoint {path} is damaged: state.json does not match its own checksum.")
     if state["format"] != FORMAT:
         raise RunError(f"The checkpoint {path} has format {state['format']}; this version reads format {FORMAT}.")
@@ -117,8 +118,10 @@ def remove_partial(folder: Path) -> None:
         _clear(path)
 
 
-def _digest(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+def _with_digest(state: Mapping[str, Any]) -> bytes:
+    """The bytes of state.json, in the one form that is written: with the SHA-256 of the rest under "self"."""
+    digest = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**state, "self": digest}, indent=1).encode()
 
 
 def _write_flushed(path: Path, contents: bytes) -> None:

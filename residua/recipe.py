@@ -188,6 +188,8 @@ _ADAPTER = TypeAdapter(Recipe)
 
 def from_dict(values: Mapping[str, Any], where: str = "the recipe") -> Recipe:
     """A recipe from nested plain values; raises `RequestError` that lists every unknown field and value out of range."""
+    if not isinstance(values, Mapping):
+        raise RequestError(f"{where[0].upper()}{where[1:]} must hold a table of fields, not {type(values).__name__}.")
     try:
         return _ADAPTER.validate_python(dict(values))
     except ValidationError as error:
@@ -277,8 +279,6 @@ def read(path: Path) -> Recipe:
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}.") from None
-    if not isinstance(values, dict):
-        raise RequestError(f"{path} must hold a table of fields, not {type(values).__name__}.")
     return from_dict(values, str(path))
 
 

@@ -93,9 +93,9 @@ class Recorder:
     def unread(self, step: int, files: tuple[tuple[str, str], ...], samples: Samples) -> None:
         """Notes files that could not be decoded, each once, and remembers them for the next check of this data."""
         for name, reason in files:
-            if name in self.unreadable:
+            if printable(name) in self.unreadable:
                 continue
-            self.unreadable.add(name)
+            self.unreadable.add(printable(name))
             self.line(step, "unreadable", {"name": printable(name), "reason": reason})
             self.listener.note(reason)
             if isinstance(samples, FileSamples):

@@ -121,6 +121,8 @@ def open_run(path: Path | str) -> Run:
         recipe = recipes.from_dict(json.loads((path / "recipe.json").read_text(encoding="utf-8")), str(path / "recipe.json"))
         data = json.loads((path / "data.json").read_text(encoding="utf-8"))
         normalization = load_file(path / "normalization.safetensors")
+        if not all(isinstance(name, str) for name in data["classes"]):
+            raise ValueError("data.json names no classes")
     except RequestError:
         raise
     except Exception as error:  # a damaged file can fail in the parser of any of the four formats
@@ -163,7 +165,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     if not path.is_file():
         return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_bytes().split(b"\n"):
         try:
             lines.append(json.loads(text))
         except ValueError:
