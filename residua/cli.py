@@ -87,6 +87,7 @@ def models(
     """List the networks: depth, parameters, multiply-adds, paper."""
 
     def work() -> None:
+        from residua import tables
         from residua.models import CATALOG, list_models
 
         rows = [(name, CATALOG.get(name)) for name in list_models(pattern)]
@@ -99,13 +100,7 @@ def models(
                 for name, entry in rows
             ])  # fmt: skip
             return
-        print(f"{'name':<16}{'depth':>6}{'parameters':>14}{'multiply-adds':>18}  {'input':<12}paper")
-        for name, entry in rows:
-            size = "x".join(map(str, entry.input_shape))
-            print(
-                f"{name:<16}{entry.depth:>6}{entry.parameters:>14,}{entry.multiply_adds:>18,}  "
-                f"{size:<12}{entry.paper}, {entry.table}"
-            )
+        print(tables.networks(rows))
 
     guarded(work, debug)
 
@@ -123,6 +118,7 @@ def inspect(
     """Show a network's units and layers, parameters and multiply-adds."""
 
     def work() -> None:
+        from residua import tables
         from residua.inspection import inspect_model
         from residua.recipe import parse_overrides
 
@@ -130,18 +126,7 @@ def inspect(
         if as_json:
             emit(card)
             return
-        width = max(len(row["path"]) for row in card["layers"])
-        print(f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}")
-        for row in card["layers"]:
-            shape = "x".join(map(str, row["output_shape"]))
-            print(f"{row['path']:<{width}}  {row['kind']:<14}{shape:<16}{row['parameters']:>12,}{row['multiply_adds']:>16,}")
-        print(f"\n{'unit':<{width}}  {'shortcut':<14}{'merge':<16}{'removable':>12}")
-        for unit in card["units"]:
-            removable = "yes" if unit["removable"] else "no"
-            print(f"{unit['path']:<{width}}  {unit['shortcut'] or 'none':<14}{unit['merge']:<16}{removable:>12}")
-        shape = "x".join(map(str, card["input_shape"]))
-        cost = f"{card['parameters']:,} parameters, {card['multiply_adds']:,} multiply-adds for one {shape} image"
-        print(f"\n{card['name']}: {len(card['units'])} units, {cost}")
+        print(tables.network(card))
 
     guarded(work, debug)
 
@@ -210,6 +195,7 @@ def train(
 
 def finish(run: Any, data_dir: Path | None, device: str | None, as_json: bool) -> None:
     """After training: evaluate on the final split, write the report, say what came out."""
+    from residua import tables
     from residua.evaluation import evaluate as run_evaluation
     from residua.report import write_report
 
@@ -223,19 +209,8 @@ def finish(run: Any, data_dir: Path | None, device: str | None, as_json: bool) -
     if as_json:
         emit({"run": str(run.path), "report": str(report), "finished": True, "metrics": metrics})
         return
-    print(headline(values))
+    print(tables.headline(values))
     print(f"Run:    {run.path}\nReport: {report}")
-
-
-def headline(values: dict[str, Any]) -> str:
-    """The result in one line."""
-    low, high = values["top1_interval"]
-    top5 = f", top-5 error {values['top5_error']:.2f} %" if values["top5_error"] is not None else ""
-    bad = f"; {values['num_unreadable']} unreadable images left out" if values["num_unreadable"] else ""
-    return (
-        f"{values['split'].capitalize()}: top-1 error {values['top1_error']:.2f} % (accuracy {100 - values['top1_error']:.2f} %, "
-        f"95 % interval of the error {low:.2f} to {high:.2f}){top5}, {values['num_samples']:,} images{bad}."
-    )
 
 
 @app.command()
@@ -255,6 +230,7 @@ def evaluate(
     """Measure a run, or an ensemble of runs."""
 
     def work() -> None:
+        from residua import tables
         from residua.evaluation import evaluate as run_evaluation
 
         try:
@@ -269,12 +245,8 @@ def evaluate(
         if as_json:
             emit(values)
             return
-        print(headline(values))
-        print(f"Balanced accuracy {values['balanced_accuracy']:.2f} %, calibration error {values['calibration']['ece']:.4f}.")
-        print(f"\n{'class':<24}{'images':>8}{'recall %':>10}{'precision %':>13}{'f1 %':>8}")
-        for row in values["per_class"]:
-            recall, precision, f1 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("recall", "precision", "f1"))
-            print(f"{row['class']:<24}{row['count']:>8}{recall:>10}{precision:>13}{f1:>8}")
+        print(tables.headline(values))
+        print(tables.classes(values))
 
     guarded(work, debug)
 
@@ -293,6 +265,7 @@ def predict(
     """Label images: one line a file; files that cannot be read are listed."""
 
     def work() -> None:
+        from residua import tables
         from residua.prediction import predict as run_prediction
         from residua.prediction import predictions_csv
 
@@ -303,10 +276,7 @@ def predict(
         elif as_csv:
             print(predictions_csv(predictions), end="")
         else:
-            width = max(len(item.path) for item in predictions)
-            for item in predictions:
-                labels = ", ".join(f"{label} {probability:.4f}" for label, probability in item.top)
-                print(f"{item.path:<{width}}  {labels if not item.error else 'unreadable'}")
+            print(tables.predictions(predictions))
         if bad:
             say(f"residua: {len(bad)} of {len(predictions)} files could not be read:")
             for item in bad:
@@ -342,41 +312,12 @@ def doctor(
 
     def work() -> None:
         from residua import doctor as examination
+        from residua import tables
 
         card = examination.examine_machine() if data is None else examination.examine_data(data, data_dir)
         if as_json:
             emit(card)
-        elif data is None:
-            show_machine(card)
         else:
-            show_data(card)
+            print(tables.machine(card) if data is None else tables.data(card))
 
     guarded(work, debug)
-
-
-def show_machine(card: dict[str, Any]) -> None:
-    """The machine in a few lines, then the advice."""
-    for group in ("hardware", "versions"):
-        print(f"{group.capitalize()}: " + ", ".join(f"{name} {value}" for name, value in card[group].items()))
-    print(f"Threads: {card['threads']}; free memory {card['free_memory_gib']} GiB; free disk {card['free_disk_gib']} GiB")
-    print(f"Matrix products: {card['gflops']['fp32']:,} GFLOP/s in fp32, {card['gflops']['bf16']:,} in bf16")
-    print(f"C++ compiler: {card['compiler'] or 'none'}; TensorBoard: {'installed' if card['tensorboard'] else 'not installed'}")
-    for text in card["advice"] or ["Nothing to mend."]:
-        print(f"- {text}")
-
-
-def show_data(card: dict[str, Any]) -> None:
-    """A data set: how it was read, its classes, what the check found."""
-    print(card["note"])
-    print("Facts: " + ", ".join(f"{name} {value}" for name, value in card["facts"].items()))
-    splits = list(card["counts"])
-    print(f"\n{'class':<32}" + "".join(f"{split:>10}" for split in splits))
-    for index, name in enumerate(card["classes"]):
-        print(f"{name:<32}" + "".join(f"{card['counts'][split][index]:>10,}" for split in splits))
-    findings = card["findings"]
-    if findings["total"]:
-        print(f"\nChecked: {findings['headers']:,} headers and {findings['decoded']:,} decoded of {findings['total']:,} files")
-    for item in findings["items"]:
-        print(f"- {item['kind']}: {item['what']} ({item['done']})")
-    if not findings["items"]:
-        print("\nNothing is wrong with it.")

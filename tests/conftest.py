@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# One thread a process, here and in the processes that tests start: the tests run side by side, and tiny networks gain nothing
+# from a second thread, but wait for each other's. Set before torch is loaded.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

@@ -1,0 +1,97 @@
+"""Results as text for a terminal. Each function gives the lines that the command line prints. Layer 5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from residua.prediction import Prediction
+from residua.published import Published
+
+__all__ = ["classes", "data", "headline", "machine", "network", "networks", "predictions"]
+
+
+def networks(rows: Iterable[tuple[str, Published]]) -> str:
+    """The catalogue: a line a network."""
+    lines = [f"{'name':<16}{'depth':>6}{'parameters':>14}{'multiply-adds':>18}  {'input':<12}paper"]
+    for name, entry in rows:
+        size = "x".join(map(str, entry.input_shape))
+        numbers = f"{entry.depth:>6}{entry.parameters:>14,}{entry.multiply_adds:>18,}"
+        lines.append(f"{name:<16}{numbers}  {size:<12}{entry.paper}, {entry.table}")
+    return "\n".join(lines)
+
+
+def network(card: Mapping[str, Any]) -> str:
+    """One network: its layers, its units, what it costs."""
+    width = max(len(row["path"]) for row in card["layers"])
+    lines = [f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}"]
+    for row in card["layers"]:
+        shape = "x".join(map(str, row["output_shape"]))
+        lines.append(f"{row['path']:<{width}}  {row['kind']:<14}{shape:<16}{row['parameters']:>12,}{row['multiply_adds']:>16,}")
+    lines += ["", f"{'unit':<{width}}  {'shortcut':<14}{'merge':<16}{'removable':>12}"]
+    for unit in card["units"]:
+        removable = "yes" if unit["removable"] else "no"
+        lines.append(f"{unit['path']:<{width}}  {unit['shortcut'] or 'none':<14}{unit['merge']:<16}{removable:>12}")
+    shape = "x".join(map(str, card["input_shape"]))
+    cost = f"{card['parameters']:,} parameters, {card['multiply_adds']:,} multiply-adds for one {shape} image"
+    return "\n".join([*lines, "", f"{card['name']}: {len(card['units'])} units, {cost}"])
+
+
+def headline(values: Mapping[str, Any]) -> str:
+    """An evaluation in one line."""
+    low, high = values["top1_interval"]
+    top5 = f", top-5 error {values['top5_error']:.2f} %" if values["top5_error"] is not None else ""
+    bad = f"; {values['num_unreadable']} unreadable images left out" if values["num_unreadable"] else ""
+    return (
+        f"{values['split'].capitalize()}: top-1 error {values['top1_error']:.2f} % (accuracy {100 - values['top1_error']:.2f} %, "
+        f"95 % interval of the error {low:.2f} to {high:.2f}){top5}, {values['num_samples']:,} images{bad}."
+    )
+
+
+def classes(values: Mapping[str, Any]) -> str:
+    """An evaluation by class."""
+    lines = [f"Balanced accuracy {values['balanced_accuracy']:.2f} %, calibration error {values['calibration']['ece']:.4f}."]
+    lines += ["", f"{'class':<24}{'images':>8}{'recall %':>10}{'precision %':>13}{'f1 %':>8}"]
+    for row in values["per_class"]:
+        recall, precision, f1 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("recall", "precision", "f1"))
+        lines.append(f"{row['class']:<24}{row['count']:>8}{recall:>10}{precision:>13}{f1:>8}")
+    return "\n".join(lines)
+
+
+def predictions(items: Sequence[Prediction]) -> str:
+    """A line a file: its labels and their probabilities, or that it cannot be read."""
+    width = max(len(item.path) for item in items)
+    lines = []
+    for item in items:
+        labels = ", ".join(f"{label} {probability:.4f}" for label, probability in item.top)
+        lines.append(f"{item.path:<{width}}  {labels if not item.error else 'unreadable'}")
+    return "\n".join(lines)
+
+
+def machine(card: Mapping[str, Any]) -> str:
+    """The machine in a few lines, then the advice."""
+    groups = (
+        f"{group.capitalize()}: " + ", ".join(f"{k} {v}" for k, v in card[group].items()) for group in ("hardware", "versions")
+    )
+    return "\n".join([
+        *groups,
+        f"Threads: {card['threads']}; free memory {card['free_memory_gib']} GiB; free disk {card['free_disk_gib']} GiB",
+        f"Matrix products: {card['gflops']['fp32']:,} GFLOP/s in fp32, {card['gflops']['bf16']:,} in bf16",
+        f"C++ compiler: {card['compiler'] or 'none'}; TensorBoard: {'installed' if card['tensorboard'] else 'not installed'}",
+        *(f"- {text}" for text in card["advice"] or ["Nothing to mend."]),
+    ])  # fmt: skip
+
+
+def data(card: Mapping[str, Any]) -> str:
+    """A data set: how it was read, its classes, what the check found."""
+    splits, findings = list(card["counts"]), card["findings"]
+    lines = [card["note"], "Facts: " + ", ".join(f"{name} {value}" for name, value in card["facts"].items()), ""]
+    lines.append(f"{'class':<32}" + "".join(f"{split:>10}" for split in splits))
+    for index, name in enumerate(card["classes"]):
+        lines.append(f"{name:<32}" + "".join(f"{card['counts'][split][index]:>10,}" for split in splits))
+    lines.append("")
+    if findings["total"]:
+        read, decoded = findings["headers"], findings["decoded"]
+        lines.append(f"Checked: {read:,} headers and {decoded:,} decoded of {findings['total']:,} files")
+    lines += [f"- {item['kind']}: {item['what']} ({item['done']})" for item in findings["items"]]
+    return "\n".join(lines if findings["items"] else [*lines, "Nothing is wrong with it."])
