@@ -32,7 +32,7 @@ def data(inputs: Inputs) -> dict[str, Any]:
     counts = {split: values for split, values in inputs.splits.items() if len(values) == len(classes)}
     return {
         "source": str(card.get("source") or inputs.run.recipe.data.source),
-        "note": card.get("note") or "",
+        "note": _sentence(card.get("note")),
         "facts": _facts(inputs, facts),
         "counts": [(split, count(sum(values))) for split, values in inputs.splits.items()],
         "plot": _counts_plot(classes, counts) if counts and len(classes) <= MOST_BARS else "",
@@ -45,11 +45,17 @@ def data(inputs: Inputs) -> dict[str, Any]:
 
 
 def _facts(inputs: Inputs, facts: Values) -> str:
-    size, colours = facts.get("size"), {1: "grey", 3: "RGB"}.get(facts.get("channels", 0), "")
+    size, colours = facts.get("size"), {1: "Grey", 3: "RGB"}.get(facts.get("channels", 0), "")
     sizes = f"{size[0]} x {size[1]} pixels" if size else "of various sizes"
     side = inputs.run.recipe.data.image_size
     seen = f", seen by the network at {side} x {side}" if side and size != [side, side] else ""
-    return f"{colours or 'Images'} images, {sizes}{seen}." if colours else ""
+    return f"{colours} images, {sizes}{seen}." if colours else ""
+
+
+def _sentence(text: Any) -> str:
+    """The text with a full stop at its end; empty stays empty."""
+    text = str(text or "").strip()
+    return f"{text}." if text and text[-1] not in ".!?" else text
 
 
 def _counts_plot(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
@@ -134,7 +140,7 @@ def evaluation(inputs: Inputs) -> dict[str, Any]:
         "result": result,
         "protocols": rows,
         "damaged": inputs.damaged,
-        "note": result.get("note") or "",
+        "note": str(result.get("note") or "").removeprefix(_sentence(inputs.run.data.get("note"))).strip(),
         "confusion": plots.confusion("confusion", "Confusion matrix", classes, matrix) if drawn else "",
         "beside": drawn and len(classes) <= BESIDE,
         "confused": _confused(matrix, classes, 5 if drawn else 20),
@@ -190,14 +196,14 @@ def _class_row(row: Values) -> tuple[str, ...]:
 
 
 def mistakes(inputs: Inputs) -> dict[str, Any]:
-    """The wrongly classified images whose label got the least probability: thumbnails, or a table where none were kept."""
-    tiles = _tiles(inputs.worst)
-    listed = (inputs.main or {}).get("worst") or []
-    return {"tiles": [(uri, _mistake(caption)) for uri, caption in tiles if isinstance(caption, dict)], "items": _table(listed)}
+    """The wrongly classified images whose label got the least probability: thumbnails, or a table where none were kept.
 
-
-def _table(listed: Sequence[Any]) -> list[dict[str, str]]:
-    return [_mistake(item) for item in listed[:24] if isinstance(item, dict)]
+    Thumbnails of another result than the one that is reported are not shown.
+    """
+    listed = [item for item in (inputs.main or {}).get("worst") or [] if isinstance(item, dict)]
+    names = {item.get("name") for item in listed}
+    tiles = [(uri, item) for uri, item in _tiles(inputs.worst) if isinstance(item, dict) and item.get("name") in names]
+    return {"tiles": [(uri, _mistake(item)) for uri, item in tiles], "items": [_mistake(item) for item in listed[:24]]}
 
 
 def _mistake(item: Values) -> dict[str, str]:

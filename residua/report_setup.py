@@ -141,19 +141,24 @@ def _plan(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _versions(manifest: Mapping[str, Any]) -> Rows:
     rows = [("residua", value(manifest.get("residua")))]
     rows += [(name, value(version)) for name, version in (manifest.get("versions") or {}).items() if name != "residua"]
-    for name, key in (("revision", "git"), ("begun", "created"), ("data fingerprint", "data_fingerprint")):
+    revision, _, changed = str(manifest.get("git") or "").partition("+")
+    if revision:
+        rows.append(("revision", revision[:12] + (", changed" if changed else "")))
+    for name, key in (("begun", "created"), ("data fingerprint", "data_fingerprint")):
         if manifest.get(key):
-            rows.append((name, str(manifest[key])[:19] if key != "git" else str(manifest[key])))
+            rows.append((name, str(manifest[key])[:19].replace("T", " ")))
     return rows
 
 
 def _measured(inputs: Inputs) -> list[tuple[str, str, str]]:
     """Forecast before the first step beside what was measured."""
     forecast, end = inputs.run.manifest.get("forecast") or {}, inputs.end
+    on_gpu = (inputs.run.manifest.get("hardware") or {}).get("device") == "cuda"
+    memory = "memory" if on_gpu else "memory (measured: of the whole process)"
     rows = [
         ("training", duration(forecast.get("seconds")), duration(inputs.training_seconds)),
         ("evaluation", duration(forecast.get("evaluation_seconds")), duration(end.get("evaluation_seconds"))),
-        ("memory", _mib(forecast.get("memory_mib")), _mib(end.get("peak_memory_mib"))),
+        (memory, _mib(forecast.get("memory_mib")), _mib(end.get("peak_memory_mib"))),
     ]
     return [row for row in rows if row[1:] != (NOTHING, NOTHING)]
 
@@ -184,6 +189,7 @@ def caveats(inputs: Inputs) -> list[str]:
             "The training error is measured while training: on augmented images, in training mode, on weights that were still "
             "changing. It is not the error on the clean training images, and can lie above the measured split's."
         )
+    notes += _about_losses(inputs)
     notes.append(
         "The measured images come from the same source as the training images. Images from elsewhere (another camera, another "
         "year, other backgrounds) may be recognised less well, and nothing here shows how much."
@@ -192,6 +198,19 @@ def caveats(inputs: Inputs) -> list[str]:
     notes.append("The data check finds images that are equal byte by byte, not near-duplicates, and it does not judge labels.")
     notes.append("Times and throughput hold for this machine, with whatever else it was doing.")
     return notes
+
+
+def _about_losses(inputs: Inputs) -> list[str]:
+    recipe = inputs.run.recipe
+    known = {
+        "label smoothing": recipe.label_smoothing,
+        "mixed images": recipe.augment.mixup or recipe.augment.cutmix,
+        "class weights": recipe.data.balance == "weights",
+    }
+    parts = [name for name, present in known.items() if present]
+    if not parts or not inputs.series("train", "loss")[1]:
+        return []
+    return [f"The training loss contains {' and '.join(parts)}, the measured loss does not: do not read one against the other."]
 
 
 def _about_counts(inputs: Inputs, result: Mapping[str, Any] | None) -> list[str]:

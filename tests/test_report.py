@@ -124,7 +124,8 @@ def test_what_was_run_is_told(usual: Page) -> None:
 
 def test_the_data_and_what_was_found_in_it_are_told(usual: Page) -> None:
     for text in (
-        "CIFAR-10 by its own files", "train: 5,000 images, test: 1,000 images.", "1 unreadable, 1 duplicate, 1 empty",
+        "CIFAR-10 by its own files.", "RGB images, 32 x 32 pixels.",
+        "train: 5,000 images, test: 1,000 images.", "1 unreadable, 1 duplicate, 1 empty",
         "train/cat/00001.jpg", "5,990 decoded before training", "1 file turned out to be unreadable during training",
         "train/dog/7.jpg", "The first batch of the first epoch.",
     ):  # fmt: skip
@@ -149,6 +150,7 @@ def test_it_can_be_repeated(usual: Page) -> None:
 
 
 def test_limits_are_told(usual: Page) -> None:
+    assert "The training loss contains label smoothing, the measured loss does not" in usual.words
     for text in ("One run with one seed (0)", "also watched during training", "1 image could not be read", "5,990 of 6,000"):
         assert text in usual.words
 
@@ -222,6 +224,19 @@ def test_a_result_without_its_tables_and_a_damaged_one_are_told(tmp_path: Path) 
     page = checked(write_report(run.path))
     for text in ("calibration was not stored", "table of classes was not stored", "left out: cifar10-test-ten-crop.json"):
         assert text in page.words
+
+
+def test_pictures_of_another_result_are_not_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", num_points=0)
+
+    def rename(values: dict[str, Any]) -> None:
+        for number, item in enumerate(values["worst"]):
+            item["name"] = f"other/{number}.png"
+
+    edited(run.path / "evaluations" / "cifar10-test-center.json", rename)
+    page = checked(write_report(run.path))
+    assert page.count("img") == 40
+    assert "other/0.png" in page.words
 
 
 def test_mistakes_without_pictures_are_a_table(tmp_path: Path) -> None:
