@@ -20,7 +20,7 @@ from residua.network import Network
 from residua.plan import Length, Plan, Trial
 from residua.recipe import Recipe
 from residua.resolve import class_weights, make_order, side_of
-from residua.step import Step
+from residua.step import NonFiniteLoss, Step
 
 __all__ = ["check_memory", "chosen_plan", "explained", "needs", "total_steps", "trial_factory"]
 
@@ -47,7 +47,10 @@ def trial_factory(
         )
 
         def step(_: int) -> float:
-            return twin(next(batches)).loss
+            try:
+                return twin(next(batches)).loss
+            except NonFiniteLoss as error:  # the run itself will stop there and say more
+                return error.value
 
         return step
 

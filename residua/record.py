@@ -6,9 +6,11 @@ import importlib.util
 import json
 import math
 import os
+import socket
 import time
-import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +67,7 @@ class Recorder:
         write_atomically(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
         self.file = self.path.open("a", encoding="utf-8")
         self.unreadable = {line["values"]["name"] for line in kept if line["split"] == "unreadable"}
-        self.board = _tensorboard(run, first)
+        self.board = _Board(run.path / "tensorboard", first) if importlib.util.find_spec("tensorboard") else None
         self.seconds, self.mark, self.waiting = seconds, time.perf_counter(), [Outcome(0, 0, 0, 0)][:0]
 
     def trained(self, step: int, outcome: Outcome) -> None:
@@ -107,13 +109,12 @@ class Recorder:
         try:
             self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             self.file.flush()
+            if self.board is not None and split not in ("unreadable", "end"):
+                self.board.add(step, split, values)
         except OSError as error:
             raise RunError(
                 f"{self.path} cannot be written: {error.strerror}. The last good checkpoint stays as it is."
             ) from error
-        if self.board is not None and split not in ("unreadable", "end"):
-            for name, value in values.items():
-                self.board.add_scalar(f"{split}/{name}", value, step)
 
     def pause(self) -> None:
         """Ends the stretch of training time before something that is not training."""
@@ -128,24 +129,38 @@ class Recorder:
         self.file.flush()
         os.fsync(self.file.fileno())
         if self.board is not None:
-            self.board.flush()
+            self.board.file.flush()
 
     def close(self) -> None:
-        """Closes the files."""
-        self.file.close()
-        if self.board is not None:
-            self.board.close()
+        """Closes the files, whose lines are written already."""
+        for file in (self.file, self.board.file if self.board is not None else None):
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
 
 
-def _tensorboard(run: Run, first: int) -> Any:
-    """A TensorBoard writer under <run>/tensorboard that drops what came after step `first`; None if it is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from torch.utils.tensorboard import SummaryWriter
+class _Board:
+    """An event file for TensorBoard under `folder`, which drops what came after step `first`. Written here, record by record:
+    torch's writer does it in a thread, whose failures cannot be caught, and takes seconds to import."""
 
-        return SummaryWriter(str(run.path / "tensorboard"), purge_step=first)
+    def __init__(self, folder: Path, first: int) -> None:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.event, self.summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(exist_ok=True)
+        self.file = (folder / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}").open("ab")
+        self.writer = RecordWriter(self.file)
+        self._write(file_version="brain.Event:2")
+        self._write(step=first + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+
+    def add(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Notes the values, each as a curve of its own."""
+        entries = [self.summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in values.items()]
+        self._write(step=step, summary=self.summary(value=entries))
+
+    def _write(self, **fields: Any) -> None:
+        self.writer.write(self.event(wall_time=time.time(), **fields).SerializeToString())
 
 
 class Checkpointer:

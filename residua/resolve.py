@@ -103,7 +103,7 @@ def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2
     side = recipe.data.image_size
     assert side is not None
     whole = isinstance(samples, ArraySamples) and samples.images.shape[-2:] == (side, side)
-    images = samples.images if whole and isinstance(samples, ArraySamples) else _sampled(samples, side, most)
+    images = _readable(samples) if whole and isinstance(samples, ArraySamples) else _sampled(samples, side, most)
     pixels = images.double().div_(255) if len(images) <= 4_096 else None
     mean = pixels.mean(0) if pixels is not None else torch.stack([images[:, c].double().mean(0) / 255 for c in range(channels)])
     if recipe.data.normalize == "pixel":
@@ -112,6 +112,12 @@ def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2
     square = torch.stack([(images[:, c].double() / 255 - colour[c]).square().mean() for c in range(channels)])
     std = square.sqrt().clamp_min(1e-3).view(-1, 1, 1)
     return {"mean": colour.float().contiguous(), "std": std.float().contiguous()}
+
+
+def _readable(samples: ArraySamples) -> Tensor:
+    if not samples.unreadable:
+        return samples.images
+    return samples.images[[place for place in range(len(samples)) if place not in samples.unreadable]]
 
 
 def _sampled(samples: Samples, side: int, most: int) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def train(
     listener = listener or Silent()
     wanted = request(data, model, recipe, fields)
     target = Path(out) if out is not None else prepare.default_out(wanted)
-    with joined(device) as (share, where):
+    with joined(device) as (share, where), torch.random.fork_rng([where] if where.type == "cuda" else []):
         if share.rank:
             return _follow(target, wanted, data_dir, where, workers, share)
         with runs.locked(target):
@@ -183,7 +183,7 @@ def _run_steps(prepared: Prepared, step: Step, first: int, seconds: float, share
     recorder = Recorder(run, first, seconds, listener) if not share.rank else None
     checkpointer = Checkpointer(run, step, recorder) if recorder else None
     measure_at = _measure_at(total, order.steps_per_epoch, run.recipe.evaluations)
-    with signals_caught() as caught:
+    with closing(recorder) if recorder else nullcontext(), signals_caught() as caught:
         for batch in batches:
             _update(step, batch, prepared)
             done = batch.step + 1
@@ -192,16 +192,14 @@ def _run_steps(prepared: Prepared, step: Step, first: int, seconds: float, share
                 recorder.trained(done, step.last)
             if done in measure_at:
                 _measure(prepared, step, done, recorder, share)
+            if recorder and done == total:
+                memory = machine.peak_memory_mib(prepared.device)
+                recorder.line(total, "end", {"training_seconds": recorder.seconds, "peak_memory_mib": memory})
             stop = agreed(caught, share)
             if checkpointer and (stop or checkpointer.due(done)):
                 checkpointer.save(done)
             if stop and done < total:
                 raise Interrupted(stop, run.path)
-    if recorder:
-        recorder.line(
-            total, "end", {"training_seconds": recorder.seconds, "peak_memory_mib": machine.peak_memory_mib(prepared.device)}
-        )
-        recorder.close()
 
 
 def _update(step: Step, batch: Batch, prepared: Prepared) -> None:

@@ -164,3 +164,21 @@ def test_lines_are_json_whatever_they_say(run: Run) -> None:
     recorder.line(1, "unreadable", {"name": "犬/\n\"'\u2028\x85.png"})
     recorder.close()
     assert [line["values"]["name"] for line in run.metrics("unreadable")] == ["犬/\n\"'\u2028\x85.png"]
+
+
+def test_tensorboard_shows_the_same_curves_without_what_was_cut_back(run: Run) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    noted(run, range(1, 9)).close()
+    time.sleep(0.01)
+    recorder = noted(run, range(6, 8), first=5)
+    recorder.measured(7, "val", {"loss": 1.5, "top1_error": 50.0})
+    recorder.close()
+    curves = EventAccumulator(str(run.path / "tensorboard"))
+    curves.Reload()
+    assert sorted(curves.Tags()["scalars"]) == [
+        "train/error", "train/images_per_second", "train/loss", "train/lr", "val/loss", "val/top1_error",
+    ]  # fmt: skip
+    assert [(item.step, item.value) for item in curves.Scalars("train/loss")] == [(step, step) for step in range(1, 8)]
+    assert [(item.step, item.value) for item in curves.Scalars("val/loss")] == [(7, 1.5)]
