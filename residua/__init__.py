@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from residua.version import __version__
+
 if TYPE_CHECKING:
     from residua.errors import RequestError as RequestError
     from residua.errors import RunError as RunError
@@ -54,8 +56,6 @@ _HOMES = {
 }
 
 __all__ = [*_HOMES, "__version__"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

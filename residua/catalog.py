@@ -1,4 +1,4 @@
-"""A catalogue: a package folder in which every file's `__all__` lists entries, found by name on request.
+"""A catalogue: a package folder in which every file's `__all__` lists entries, found by name on request. Layer 0.
 
 Nothing registers itself and nothing is imported before it is asked for: names are read from the source text (the literal
 `__all__` of each file), and only the one file that holds a requested name is imported. Adding an entry means adding a file.

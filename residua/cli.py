@@ -41,6 +41,8 @@ Settings = Annotated[
 
 def main() -> None:
     """The entry point of the `residua` command."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app()
 
 
@@ -74,8 +76,13 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def emit(document: Any) -> None:
-    """The one JSON document."""
-    print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+    """The one JSON document; characters that stdout cannot take, such as a file name's that is not UTF-8, are escaped."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=1, allow_nan=False)
+    print(text)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Randomness as a pure function of keys: a counter-based integer hash, the same on CPU and GPU.
+"""Randomness as a pure function of keys: a counter-based integer hash, the same on CPU and GPU. Layer 0.
 
 Every draw is `hash(key_1, ..., key_n)`: there is no state to save, so order, augmentation and mixing depend only on
 (seed, epoch, sample) and never on the number of workers, the batch, or where a run was resumed.

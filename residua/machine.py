@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-__all__ = ["command_line", "duration", "hardware", "peak_memory_mib", "revision", "versions"]
+__all__ = ["command_line", "hardware", "peak_memory_mib", "revision", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -58,11 +58,6 @@ def revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+changes" if changed.strip() else "")
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 3.4 h."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def command_line() -> list[str]:

@@ -16,7 +16,6 @@ import psutil
 import torch
 from torch import Tensor
 
-import residua
 from residua import forecast, keyed, machine, plan, runs
 from residua import recipe as recipes
 from residua.batches import Share
@@ -31,6 +30,8 @@ from residua.recipe import Recipe
 from residua.record import Listener
 from residua.resolve import make_order, normalization, side_of
 from residua.runs import Run
+from residua.version import __version__
+from residua.wording import duration
 
 __all__ = ["Prepared", "begin", "continue_run", "default_out", "fresh_network", "in_memory"]
 
@@ -138,7 +139,7 @@ def begin(
     forecast.check_memory(needs, recipe, device)
     card = {
         "format": runs.FORMAT,
-        "residua": residua.__version__,
+        "residua": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "versions": machine.versions(),
@@ -204,7 +205,7 @@ def _announcement(run: Run, pace: float) -> str:
     gain = f", {factor:.2g} times as fast as fp32" if factor and factor > 1.05 else ""
     note = f" ({card['plan']['note']})" if card["plan"]["note"] else ""
     images = run.recipe.batch_size / pace if pace else math.nan
-    needs = f"forecast {machine.duration(card['forecast']['seconds'])} of training and {card['forecast']['memory_mib']:,} MiB"
+    needs = f"forecast {duration(card['forecast']['seconds'])} of training and {card['forecast']['memory_mib']:,} MiB"
     return (
         f"Plan: {card['plan']['name']}{gain}{note}; {images:,.0f} images/s. "
         f"{card['total_steps']:,} steps of {run.recipe.batch_size}, {needs}."

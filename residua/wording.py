@@ -12,7 +12,7 @@ _GAP = "\N{NO-BREAK SPACE}"
 
 
 def duration(seconds: Any) -> str:
-    """"412 ms", "4.2 s", "42 s", "12 min 34 s", "3 h 5 min", "2 d 4 h"."""
+    """ "412 ms", "4.2 s", "42 s", "12 min 34 s", "3 h 5 min", "2 d 4 h"."""
     if not _number(seconds) or seconds < 0:
         return NOTHING
     if seconds < 10:
