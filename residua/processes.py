@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from residua.batches import Share
-from residua.errors import RequestError
+from residua.errors import RequestError, RunError
 
 __all__ = ["agreed", "joined", "signals_caught", "together"]
 
@@ -82,6 +82,9 @@ def _chosen(name: str | None, local_rank: int) -> torch.device:
 
 
 def together(share: Share) -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes are here; raises `RunError` if one of them has ended."""
     if share.world > 1:
-        dist.barrier()
+        try:
+            dist.barrier()
+        except RuntimeError as error:
+            raise RunError("Another process of this run has ended; its own message says why.") from error

@@ -232,6 +232,9 @@ def _measure(prepared: Prepared, step: Step, done: int, recorder: Recorder | Non
     if recorder:
         recorder.pause()
     with _averaged(step):
+        if share.world > 1:  # batch statistics differ between processes; what is saved, and so measured, is the first one's
+            for tensor in step.network.state_dict().values():
+                dist.broadcast(tensor, 0)
         sums = watch(
             step.network, samples, torch.arange(share.rank, len(samples), share.world), evaluation_view(run.recipe),
             run.normalization, device=prepared.device, precision=prepared.plan.precision, batch_size=256, workers=0,
