@@ -102,19 +102,22 @@ class Network(nn.Module):
 
 def _recompute_contexts(chunk: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For the forward pass nothing; for the recomputation, batch norms that leave their running statistics alone."""
-    return nullcontext(), _frozen_statistics(chunk)
+    return nullcontext(), _spare_statistics(chunk)
 
 
 @contextmanager
-def _frozen_statistics(model: nn.Module) -> Iterator[None]:
-    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
-    for module in norms:
-        module.track_running_stats = False
+def _spare_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the block batch norms update copies of their running statistics. (To switch the tracking off instead would save
+    other tensors than the forward pass did, which recomputation refuses.)"""
+    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS)]
+    kept = [dict(module._buffers) for module in norms]
+    for module, buffers in zip(norms, kept):
+        module._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
     try:
         yield
     finally:
-        for module in norms:
-            module.track_running_stats = True
+        for module, buffers in zip(norms, kept):
+            module._buffers.update(buffers)
 
 
 def imagenet_stem(in_channels: int, channels: int, *, normalization: str = "batch") -> nn.Module:
