@@ -146,19 +146,19 @@ class _Staged(nn.Module):
 
 def measure(plan: Plan, make_step: Callable[[Plan], Callable[[int], float]], steps: int, limit: float = math.inf) -> Trial:
     """Tries `plan`: the first step warms up, then the median of up to `steps` more, stopping early after `limit` seconds."""
+    seconds: list[float] = []
     began = time.perf_counter()
     try:
         step = make_step(plan)
         losses = [step(0)]
-    except Exception as error:  # a backend may refuse a plan in any way; the others still stand
+        start = time.perf_counter() - began
+        while len(seconds) < steps and (not seconds or sum(seconds) < limit):
+            before = time.perf_counter()
+            losses.append(step(len(seconds) + 1))
+            seconds.append(time.perf_counter() - before)
+    except Exception as error:  # a backend may refuse a plan in any way and at any step; the others still stand
         reason = str(error).strip().splitlines()
         return Trial(plan.name, math.inf, 0.0, (), f"failed: {type(error).__name__}: {reason[0] if reason else ''}"[:200])
-    start = time.perf_counter() - began
-    seconds: list[float] = []
-    while len(seconds) < steps and (not seconds or sum(seconds) < limit):
-        before = time.perf_counter()
-        losses.append(step(len(seconds) + 1))
-        seconds.append(time.perf_counter() - before)
     return Trial(plan.name, sorted(seconds)[len(seconds) // 2], start, tuple(losses), "measured")
 
 
@@ -203,7 +203,7 @@ def choose(
     trials = [measure(PLANS[name], make_step, steps, limit) for name in EAGER]
     reference, note = trials[0], ""
     best = _best(trials, reference, length)
-    if length.forecast(best.seconds_per_step) > COMPILE_FORECAST:
+    if math.isfinite(best.seconds_per_step) and length.forecast(best.seconds_per_step) > COMPILE_FORECAST:
         obstacle = compile_obstacle(network, device)
         note = obstacle or ""
         if obstacle is None:
@@ -225,7 +225,8 @@ def _judged(trial: Trial, reference: Trial) -> Trial:
 
 
 def activation_bytes(network: Network, images: Tensor, plan: Plan) -> int:
-    """Bytes that the backward pass of one image keeps, measured on the given few images [N, C, H, W]."""
+    """Bytes that the backward pass of one image keeps, measured on the given few images [N, C, H, W]; torch's generator is
+    left as it was."""
     seen: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -233,6 +234,11 @@ def activation_bytes(network: Network, images: Tensor, plan: Plan) -> int:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), plan.autocast(images.device):
+    devices = [images.device] if images.device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        plan.autocast(images.device),
+    ):
         network(images)
     return sum(seen.values()) // len(images)

@@ -21,7 +21,7 @@ from residua import recipe as recipes
 from residua.batches import Share
 from residua.cost import multiply_adds, num_parameters
 from residua.dataset import ArraySamples, Dataset, FileSamples, class_counts, hold
-from residua.errors import RequestError
+from residua.errors import RequestError, RunError
 from residua.images import printable
 from residua.models import create_model
 from residua.network import Network
@@ -133,7 +133,12 @@ def begin(
     order = make_order(dataset, recipe)
     trial = forecast.trial_factory(network, recipe, dataset, stats, device, workers, share)
     chosen, trials, note = forecast.chosen_plan(recipe, network, trial, order, device, threads)
-    pace = plan.measure(chosen, trial, 6, 2.0).seconds_per_step
+    measured = plan.measure(chosen, trial, 6, 2.0)
+    pace = measured.seconds_per_step
+    if not math.isfinite(pace):  # training itself fails in these steps and says more, unless its length hangs on the pace
+        if recipe.minutes is not None:
+            raise RunError(f"Training breaks off in its first steps: {measured.outcome}. A lower optim.lr often helps.")
+        pace = 0.0
     total = forecast.total_steps(recipe, order, pace, time.perf_counter() - started)
     needs = forecast.needs(network, recipe, chosen, share, device, pace * total)
     forecast.check_memory(needs, recipe, device)
