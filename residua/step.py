@@ -124,9 +124,10 @@ class Step:
         return torch.stack((losses.detach().double().sum(), wrong.double().sum()))
 
     def _num_micro_batches(self) -> int:
-        """Forward passes in a step, the same on all processes."""
-        largest = -(-self.recipe.batch_size // self.share.world) + (self.share.world > 1)
-        return -(-largest // self.recipe.micro_batch) if self.recipe.micro_batch else 1
+        """Forward passes in a step, the same on all processes; an odd limit counts as the even one below it (at least 2)."""
+        largest = max(end - start for start, end in pairwise(even_cuts(self.recipe.batch_size, self.share.world)))
+        limit = self.recipe.micro_batch
+        return 1 if not limit or limit >= largest else -(-largest // max(2, limit - limit % 2))
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
         """Processes exchange gradients in the last micro-batch only."""
