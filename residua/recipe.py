@@ -18,7 +18,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from residua.errors import RequestError, nearest, unknown
+from residua.errors import RequestError, nearest
 
 __all__ = [
     "Augment", "Average", "Checkpoints", "Data", "Model", "Optim", "Recipe", "Schedule",
@@ -200,12 +200,20 @@ def _explain(item: Any) -> str:
     path = [str(part) for part in item["loc"]]
     name = ".".join(path)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        fields = [option for option in field_names() if option.rpartition(".")[0] == name.rpartition(".")[0]]
-        return str(unknown("field", name, fields if len(fields) > 1 else field_names()))
+        return _no_field(name)
     message = item["msg"].removeprefix("Value error, ")
     if not path or item["type"] == "value_error":
         return f"{message}."
     return f"{name} = {item['input']!r} is not valid: {message[0].lower()}{message[1:]}."
+
+
+def _no_field(name: str) -> str:
+    """What is said of a field that does not exist: the fields of the same last name, or those that look most like it."""
+    names, leaf = field_names(), name.rpartition(".")[2]
+    groups = list(dict.fromkeys(field.partition(".")[0] for field in names))
+    close = [field for field in names if field.rpartition(".")[2] == leaf] or nearest(name, [*names, *groups])
+    hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"The fields are {', '.join(names)}."
+    return f"there is no field {name!r}. {hint}"
 
 
 def field_names() -> list[str]:
@@ -246,10 +254,7 @@ def _assign(values: dict[str, Any], name: str, value: Any, where: str) -> None:
         values["model"]["options"][parts[2]] = value
         return
     if name not in field_names():
-        leaf = parts[-1]
-        close = [field for field in field_names() if field.rpartition(".")[2] == leaf] or nearest(name, field_names())
-        hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"The fields are {', '.join(field_names())}."
-        raise RequestError(f"In {where}: there is no field {name!r}. {hint}")
+        raise RequestError(f"In {where}: {_no_field(name)}")
     target = values
     for part in parts[:-1]:
         target = target[part]

@@ -44,5 +44,5 @@ def check_options(name: str, entry: Callable[..., Network], options: dict[str, A
         for option in options:
             if option not in names:
                 raise unknown(f"option of {name}", option, names)
-        return
+        options = {option: value for option, value in options.items() if option != "depth"}
     entry.check(name, options)
