@@ -1,0 +1,359 @@
+"""Views and transforms against explicit slicing, formulas and torchvision."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+from torchvision.transforms import v2
+
+from residua import keyed
+from residua.augment import (
+    PCA_VALUES,
+    PCA_VECTORS,
+    Key,
+    central_view,
+    colour_change,
+    crop_and_flip,
+    cutout,
+    flip,
+    mixed,
+    normalized,
+    shorter_side,
+    train_view,
+    transformed,
+)
+from residua.recipe import Augment
+
+KEY = Key(seed=3, epoch=5)
+DRAWS = torch.arange(600)
+
+
+def pixels(count: int, channels: int = 3, height: int = 6, width: int = 6) -> Tensor:
+    shape = (count, channels, height, width)
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def coin(key: Key, draws: Tensor, name: str) -> Tensor:
+    return keyed.uniform(key.seed, key.epoch, draws, name) < 0.5
+
+
+# ------------------------------------------------------------------------------------------------------- crops and flips
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("pad", "channels", "height", "width"), [(0, 3, 6, 6), (1, 1, 5, 7), (2, 3, 6, 6)])
+def test_crop_and_flip_is_a_slice_of_the_padded_image_and_meets_every_offset(
+    pad: int, channels: int, height: int, width: int, mirrored: bool
+) -> None:
+    images = pixels(len(DRAWS), channels, height, width)
+    fill = torch.tensor([10, 20, 30][:channels], dtype=torch.uint8)
+    found = crop_and_flip(images, pad, mirrored, fill, KEY, DRAWS)
+    padded = fill.view(1, -1, 1, 1).repeat(len(DRAWS), 1, height + 2 * pad, width + 2 * pad)
+    padded[:, :, pad : pad + height, pad : pad + width] = images
+    met: set[tuple[int, int, bool]] = set()
+    for index, one in enumerate(found):
+        places = [
+            (top, left, turned)
+            for top in range(2 * pad + 1)
+            for left in range(2 * pad + 1)
+            for turned in ({False, mirrored})
+            if torch.equal(turn(padded[index, :, top : top + height, left : left + width], turned), one)
+        ]
+        assert places, f"image {index} is no crop of its padded form"
+        met.update(places)
+    assert len(met) == (2 * pad + 1) ** 2 * (1 + mirrored)
+
+
+def turn(image: Tensor, mirrored: bool) -> Tensor:
+    return image.flip(-1) if mirrored else image
+
+
+def test_the_offsets_and_the_mirror_image_are_the_keyed_ones() -> None:
+    images = pixels(50)
+    draws = 1_000 + 7 * torch.arange(50)
+    found = crop_and_flip(images, 2, True, torch.zeros(3, dtype=torch.uint8), KEY, draws)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    for index, draw in enumerate(draws.tolist()):
+        top = int(keyed.uniform(3, 5, draw, "top") * 5)
+        left = int(keyed.uniform(3, 5, draw, "left") * 5)
+        view = padded[index, :, top : top + 6, left : left + 6]
+        assert torch.equal(found[index], turn(view, bool(keyed.uniform(3, 5, draw, "flip") < 0.5)))
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = pixels(len(DRAWS))
+    found = flip(images, KEY, DRAWS)
+    turned = coin(KEY, DRAWS, "flip")
+    assert stats.binomtest(int(turned.sum()), len(DRAWS)).pvalue > 1e-3
+    assert torch.equal(found[turned], images[turned].flip(-1))
+    assert torch.equal(found[~turned], images[~turned])
+
+
+def test_flipping_alone_and_with_a_crop_of_no_padding_are_the_same() -> None:
+    images = pixels(40)
+    draws = torch.arange(40)
+    assert torch.equal(flip(images, KEY, draws), crop_and_flip(images, 0, True, torch.zeros(3, dtype=torch.uint8), KEY, draws))
+
+
+# ---------------------------------------------------------------------------------------------------- formulas on batches
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 6, 6)])
+def test_normalization_subtracts_and_divides(shape: tuple[int, ...]) -> None:
+    images, mean, std = pixels(4), torch.rand(shape), torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    found = normalized(images, {"mean": mean, "std": std})
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (images / 255 - mean) / std, atol=1e-5, rtol=1e-5)
+
+
+def test_a_mean_image_of_another_size_counts_as_its_mean_colour() -> None:
+    images, mean, std = pixels(2), torch.rand(3, 9, 9), torch.ones(3, 1, 1)
+    torch.testing.assert_close(normalized(images, {"mean": mean, "std": std}), images / 255 - mean.mean((1, 2), keepdim=True))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_colour_change_is_the_papers_formula(channels: int) -> None:
+    x = torch.randn(5, channels, 4, 4, dtype=torch.float64)
+    std = torch.tensor([0.2, 0.3, 0.4][:channels], dtype=torch.float64).view(-1, 1, 1)
+    draws = torch.tensor([3, 1, 4, 15, 9])
+    found = colour_change(x, 0.1, std, KEY, draws)
+    for index, draw in enumerate(draws.tolist()):
+        alpha = [0.1 * float(keyed.normal(3, 5, draw, "colour", part)) for part in range(3)]
+        change = [sum(PCA_VECTORS[c][part] * alpha[part] * PCA_VALUES[part] for part in range(3)) for c in range(3)]
+        if channels == 1:
+            change = [sum(change) / 3]
+        for c in range(channels):
+            torch.testing.assert_close(found[index, c], x[index, c] + change[c] / float(std[c]), rtol=1e-12, atol=1e-12)
+
+
+def test_the_principal_components_are_orthonormal() -> None:
+    vectors = torch.tensor(PCA_VECTORS, dtype=torch.float64)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(3, dtype=torch.float64), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 6])
+def test_cutout_zeroes_one_square_that_may_reach_over_the_border(side: int) -> None:
+    x = torch.ones(len(DRAWS), 2, 6, 7)
+    found = cutout(x, side, KEY, DRAWS)
+    assert torch.equal(found[:, 0], found[:, 1])
+    for index, one in enumerate(found[:, 0]):
+        row = int(keyed.integers(0, 6, 3, 5, index, "cutout-row")) - side // 2
+        column = int(keyed.integers(0, 7, 3, 5, index, "cutout-column")) - side // 2
+        expected = torch.ones(6, 7)
+        expected[max(0, row) : max(0, row + side), max(0, column) : max(0, column + side)] = 0
+        assert torch.equal(one, expected)
+
+
+# ----------------------------------------------------------------------------------------------------------------- mixing
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_mixup_is_the_weighted_mean_of_neighbours(count: int) -> None:
+    x = torch.randn(count, 3, 4, 4, dtype=torch.float64)
+    found, mix = mixed(x, 0.4, 0.0, KEY, torch.arange(100, 100 + count))
+    for i in range(count):
+        j = i ^ 1 if i ^ 1 < count else i
+        w = float(mix.weight[i])
+        assert int(mix.partner[i]) == j
+        torch.testing.assert_close(found[i], w * x[i] + (1 - w) * x[j])
+        if j == i:
+            assert w == 1
+        else:
+            assert w == float(mix.weight[j])
+
+
+@pytest.mark.parametrize("count", [2, 7, 64])
+def test_cutmix_pastes_a_box_and_counts_the_pixels_kept(count: int) -> None:
+    x = torch.arange(count, dtype=torch.float64).view(-1, 1, 1, 1).expand(-1, 2, 9, 7).clone()
+    found, mix = mixed(x, 0.0, 1.0, KEY, torch.arange(count))
+    boxes = 0
+    for i in range(count):
+        j = int(mix.partner[i])
+        assert set(found[i].unique().tolist()) <= {float(i), float(j)}
+        kept = found[i, 0] == i
+        assert float(mix.weight[i]) == pytest.approx(int(kept.sum()) / (9 * 7), rel=1e-12)
+        pasted = (~kept).nonzero()
+        if len(pasted):
+            boxes += 1
+            top, left = pasted.amin(0).tolist()
+            bottom, right = pasted.amax(0).tolist()
+            assert len(pasted) == (bottom - top + 1) * (right - left + 1), "a full box"
+    assert boxes > 0
+
+
+def test_the_mixing_weights_follow_their_beta_distributions() -> None:
+    draws = torch.arange(4_000)
+    x = torch.zeros(len(draws), 1, 1, 1, dtype=torch.float64)
+    for alpha in (0.2, 1.0):
+        weight = mixed(x, alpha, 0.0, KEY, draws)[1].weight[::2]
+        assert stats.kstest(weight.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_with_both_on_each_pair_is_mixed_in_one_of_the_two_ways() -> None:
+    draws = torch.arange(1_000)
+    x = torch.arange(len(draws), dtype=torch.float64).view(-1, 1, 1, 1).expand(-1, 1, 8, 8).clone()
+    found, _ = mixed(x, 1.0, 1.0, KEY, draws)
+    cut = torch.tensor([set(found[i].unique().tolist()) <= {float(i), float(i ^ 1)} for i in range(len(draws))])
+    assert torch.equal(cut[::2], cut[1::2])
+    assert torch.equal(cut, coin(KEY, draws - draws % 2, "mix"))
+    assert stats.binomtest(int(cut[::2].sum()), 500).pvalue > 1e-3
+
+
+def test_a_pair_is_mixed_alike_wherever_it_stands() -> None:
+    x = torch.randn(8, 3, 4, 4)
+    draws = torch.tensor([5, 9, 2, 7, 1, 8, 3, 4])
+    whole, _ = mixed(x, 0.5, 0.5, KEY, draws)
+    parts = torch.cat([mixed(x[i : i + 2], 0.5, 0.5, KEY, draws[i : i + 2])[0] for i in range(0, 8, 2)])
+    assert torch.equal(whole, parts)
+
+
+# ------------------------------------------------------------------------------------------------------------------ views
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 80), (96, 48), (64, 80), (17, 34)])
+@pytest.mark.parametrize(("size", "fraction"), [(16, 1.0), (28, 0.875), (32, 1.0)])
+def test_the_central_view_is_torchvisions_resize_and_centre_crop(height: int, width: int, size: int, fraction: float) -> None:
+    image = pixels(1, 3, height, width)[0]
+    theirs = v2.Compose([v2.Resize(round(size / fraction), antialias=True), v2.CenterCrop(size)])
+    assert torch.equal(central_view(image, size, fraction), theirs(image))
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_the_shorter_side_becomes_what_is_asked_for_and_the_ratio_stays(height: int, width: int, side: int) -> None:
+    found = shorter_side(torch.zeros(1, height, width, dtype=torch.uint8), side)
+    assert min(found.shape[1:]) == side
+    if max(height, width) <= 8 * min(height, width):
+        scale = side / min(height, width)
+        assert abs(found.shape[1] - height * scale) <= 0.5
+        assert abs(found.shape[2] - width * scale) <= 0.5
+    else:
+        assert max(found.shape[1:]) == 8 * side, "of a strip the middle is seen"
+
+
+CROPS = {
+    "scale-jitter": Augment(crop="scale-jitter", min_side=12, max_side=20),
+    "random-resized": Augment(crop="random-resized", min_area=0.25),
+}
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 2**40), st.sampled_from([1, 3]))
+@settings(max_examples=40, deadline=None)
+def test_every_view_has_the_size_asked_for_and_is_a_function_of_its_key(
+    crop: str, height: int, width: int, draw: int, channels: int
+) -> None:
+    image = pixels(1, channels, height, width)[0]
+    view = train_view(image, CROPS[crop], 12, KEY, draw)
+    assert view.shape == (channels, 12, 12)
+    assert view.dtype == torch.uint8
+    assert torch.equal(view, train_view(image, CROPS[crop], 12, KEY, draw))
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_views_differ_between_samples_epochs_and_seeds(crop: str) -> None:
+    image = pixels(1, 3, 40, 40)[0]
+    views = [
+        train_view(image, CROPS[crop], 12, Key(seed, epoch), draw)
+        for seed, epoch, draw in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
+    ]
+    assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
+
+
+def test_scale_jitter_draws_every_side_of_its_range_and_cuts_inside() -> None:
+    """On an image whose pixels tell their place, the view tells its scale and its corner."""
+    ramp = torch.arange(0, 240, 12, dtype=torch.uint8)
+    image = torch.stack((ramp[:, None].expand(20, 20), ramp[None].expand(20, 20)))
+    augment = dataclasses.replace(CROPS["scale-jitter"], min_side=20, max_side=20)
+    corners = set()
+    for draw in range(400):
+        view = train_view(image, augment, 18, KEY, draw)
+        top, left = int(view[0, 0, 0]) // 12, int(view[1, 0, 0]) // 12
+        assert torch.equal(view, image[:, top : top + 18, left : left + 18])
+        corners.add((top, left))
+    assert corners == {(top, left) for top in range(3) for left in range(3)}
+    sides = {int(keyed.integers(12, 21, 3, 5, draw, "side")) for draw in range(400)}
+    assert sides == set(range(12, 21))
+
+
+def test_random_resized_crops_keep_to_their_areas_and_ratios() -> None:
+    """The slope of a ramp in the resized view tells how much of the image it shows."""
+    side = 120
+    ramp = torch.linspace(0, 255, side)
+    image = torch.stack((ramp[:, None].expand(side, side), ramp[None].expand(side, side))).round().to(torch.uint8)
+    shares = []
+    for draw in range(300):
+        view = train_view(image, CROPS["random-resized"], 24, KEY, draw).double()
+        height = (view[0, -1].mean() - view[0, 0].mean()) * 24 / 23 / 255
+        width = (view[1, :, -1].mean() - view[1, :, 0].mean()) * 24 / 23 / 255
+        shares.append((float(height * width), float(width / height)))
+    areas, ratios = torch.tensor(shares).T
+    assert 0.25 * 0.9 <= float(areas.min()) <= 0.35
+    assert 0.9 <= float(areas.max()) <= 1.05
+    assert 0.75 * 0.95 <= float(ratios.min()) <= 0.85
+    assert 1.2 <= float(ratios.max()) <= 4 / 3 * 1.05
+
+
+def test_an_image_too_long_for_any_crop_shows_its_centre() -> None:
+    image = torch.zeros(1, 4, 400, dtype=torch.uint8)
+    image[:, :, 198:203] = 200
+    view = train_view(image, Augment(crop="random-resized", min_area=1.0), 12, KEY, 0)
+    assert int(view.max()) > 150
+
+
+def test_without_a_random_crop_the_view_is_the_central_one() -> None:
+    image = pixels(1, 3, 20, 30)[0]
+    for crop in ("none", "pad"):
+        assert torch.equal(train_view(image, Augment(crop=crop), 12, KEY, 0), central_view(image, 12))
+
+
+# ------------------------------------------------------------------------------------------------------------- all of them
+
+
+STATS = {"mean": torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1), "std": torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)}
+
+
+def test_all_transforms_are_applied_in_the_documented_order() -> None:
+    images, draws = pixels(9), torch.arange(20, 29)
+    augment = Augment(crop="pad", pad=2, flip=True, colour=0.1, cutout=3, mixup=0.5)
+    x = crop_and_flip(images, 2, True, torch.tensor([26, 128, 230], dtype=torch.uint8), KEY, draws)
+    y = cutout(colour_change(normalized(x, STATS), 0.1, STATS["std"], KEY, draws), 3, KEY, draws)
+    expected, mix = mixed(y, 0.5, 0.0, KEY, draws)
+    found, found_mix = transformed(images, augment, STATS, KEY, draws)
+    assert torch.equal(found, expected)
+    assert found_mix is not None
+    assert torch.equal(found_mix.weight, mix.weight)
+
+
+def test_with_everything_off_a_batch_is_only_normalized() -> None:
+    images = pixels(5)
+    found, mix = transformed(images, Augment(crop="none", flip=False), STATS, KEY, torch.arange(5))
+    assert torch.equal(found, normalized(images, STATS))
+    assert mix is None
+
+
+def test_a_sample_is_augmented_alike_in_any_batch_and_differently_in_another_epoch() -> None:
+    images, draws = pixels(8), torch.tensor([4, 9, 1, 30, 77, 2, 5, 6])
+    augment = Augment(crop="pad", pad=2, flip=True, colour=0.1, cutout=2)
+    whole, _ = transformed(images, augment, STATS, KEY, draws)
+    order = torch.tensor([3, 0, 7])
+    torch.testing.assert_close(transformed(images[order], augment, STATS, KEY, draws[order])[0], whole[order])
+    assert not torch.equal(transformed(images, augment, STATS, Key(3, 6), draws)[0], whole)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_crops_are_equal_on_a_gpu_and_floats_to_rounding() -> None:
+    images, draws = pixels(64), torch.arange(64)
+    fill = torch.tensor([1, 2, 3], dtype=torch.uint8)
+    on_gpu = crop_and_flip(images.cuda(), 2, True, fill.cuda(), KEY, draws.cuda())
+    assert torch.equal(on_gpu.cpu(), crop_and_flip(images, 2, True, fill, KEY, draws))
+    augment = Augment(crop="pad", pad=2, flip=True, colour=0.1, cutout=2, cutmix=1.0, mixup=1.0)
+    torch.testing.assert_close(
+        transformed(images.cuda(), augment, STATS, KEY, draws.cuda())[0].cpu(), transformed(images, augment, STATS, KEY, draws)[0]
+    )

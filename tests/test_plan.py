@@ -1,0 +1,218 @@
+"""Plans: they agree with one another, what fails is not chosen, and trying them leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from residua import forecast, plan
+from residua.batches import Share
+from residua.data import open_data
+from residua.dataset import Dataset
+from residua.errors import RequestError
+from residua.models import create_model
+from residua.network import Network
+from residua.plan import PLANS, Length, Plan, Trial, agrees, choose, compiled, measure
+from residua.recipe import Recipe, replaced
+from residua.resolve import normalization, resolve
+from residua.unit import Unit
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return open_data("digits")
+
+
+@pytest.fixture(scope="module")
+def recipe(digits: Dataset) -> Recipe:
+    """With all that draws random numbers on."""
+    changes = {
+        "model.name": "cifar_resnet", "model.depth": 8, "model.dropout": 0.2, "model.stochastic_depth": 0.2, "batch_size": 16,
+        "steps": 10, "augment.mixup": 0.2, "average.decay": 0.9,
+    }  # fmt: skip
+    return resolve(replaced(Recipe(), changes), digits)[0]
+
+
+@pytest.fixture
+def network(recipe: Recipe) -> Network:
+    torch.manual_seed(0)
+    return create_model(recipe.model.name, **recipe.model.options)
+
+
+def trials(network: Network, recipe: Recipe, digits: Dataset) -> Callable[[Plan], Callable[[int], float]]:
+    stats = normalization(digits.splits["train"], recipe, 1)
+    return forecast.trial_factory(network, recipe, digits, stats, CPU, 0, Share())
+
+
+def test_all_eager_plans_follow_the_same_losses(network: Network, recipe: Recipe, digits: Dataset) -> None:
+    make_step = trials(network, recipe, digits)
+    found = [measure(PLANS[name], make_step, 3) for name in ("fp32", "fp32-channels-last", "bf16", "exact")]
+    assert all(trial.outcome == "measured" and len(trial.losses) == 4 for trial in found)
+    assert found[1].losses == pytest.approx(found[0].losses, rel=1e-4)
+    assert found[3].losses == pytest.approx(found[0].losses, rel=1e-4)
+    assert found[2].losses == pytest.approx(found[0].losses, rel=plan.LOSS_TOLERANCE)
+    assert found[2].losses != found[0].losses, "bf16 should round"
+    assert all(agrees(trial, found[0]) for trial in found)
+
+
+def test_trying_plans_leaves_weights_buffers_and_generators_untouched(network: Network, recipe: Recipe, digits: Dataset) -> None:
+    before = copy.deepcopy(network.state_dict())
+    state, mode = torch.random.get_rng_state(), network.training
+    chosen, _, _ = choose(trials(network, recipe, digits), network, CPU, Length(steps=10), steps=2, limit=0.5)
+    forecast.needs(network, recipe, chosen, Share(), CPU, 1.0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert network.training == mode
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def steps_of(outcomes: dict[str, Callable[[int], float]], prepared: list[str]) -> Callable[[Plan], Callable[[int], float]]:
+    def make_step(candidate: Plan) -> Callable[[int], float]:
+        prepared.append(candidate.name)
+        return outcomes[candidate.name]
+
+    return make_step
+
+
+def slow(seconds: float, loss: float = 1.0) -> Callable[[int], float]:
+    def step(number: int) -> float:
+        time.sleep(seconds)
+        return loss / (1 + number)
+
+    return step
+
+
+def raising(at: int) -> Callable[[int], float]:
+    def step(number: int) -> float:
+        if number >= at:
+            raise RuntimeError("this backend cannot\nand more")
+        return 1 / (1 + number)
+
+    return step
+
+
+def test_the_fastest_plan_whose_losses_agree_is_chosen(network: Network) -> None:
+    asked: list[str] = []
+    outcomes = {"fp32": slow(0.03), "fp32-channels-last": slow(0.01), "bf16": slow(0.0, loss=1.2)}
+    chosen, found, note = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=3)
+    assert (chosen.name, note, asked) == ("fp32-channels-last", "", ["fp32", "fp32-channels-last", "bf16"])
+    assert [trial.outcome for trial in found] == ["measured", "measured", "rejected: its losses differ from those in fp32"]
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_plan_that_raises_is_reported_as_failed_and_not_chosen(network: Network, at: int) -> None:
+    outcomes = {"fp32": slow(0.01), "fp32-channels-last": slow(0.02), "bf16": raising(at)}
+    chosen, found, _ = choose(steps_of(outcomes, []), network, CPU, Length(steps=100), steps=4)
+    assert chosen.name == "fp32"
+    assert found[2].outcome == "failed: RuntimeError: this backend cannot"
+    assert math.isinf(found[2].seconds_per_step)
+
+
+def test_a_loss_that_is_not_finite_never_agrees(network: Network) -> None:
+    outcomes = {"fp32": slow(0.02), "fp32-channels-last": slow(0.0, loss=math.nan), "bf16": slow(0.0, loss=math.inf)}
+    chosen, _, _ = choose(steps_of(outcomes, []), network, CPU, Length(steps=100), steps=2)
+    assert chosen.name == "fp32"
+
+
+def test_compiling_is_tried_only_for_runs_of_more_than_ten_minutes(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "compile_obstacle", lambda *_: None)
+    outcomes = {name: slow(0.01) for name in ("fp32", "fp32-channels-last", "bf16", "fp32-compile", "bf16-compile")}
+    for length, compiles in (
+        (Length(steps=100), 0),
+        (Length(steps=10**6), 1),
+        (Length(seconds=599), 0),
+        (Length(seconds=601), 1),
+    ):
+        asked: list[str] = []
+        choose(steps_of(outcomes, asked), network, CPU, length, steps=2, limit=0.05)
+        assert sum("compile" in name for name in asked) == compiles
+
+
+def test_a_slow_start_counts_only_in_a_short_run() -> None:
+    quick = Trial("fp32", 0.02, 0.0, (1.0,), "measured")
+    late = Trial("fp32-compile", 0.01, 50.0, (1.0,), "measured")
+    for length, best in (
+        (Length(steps=100), quick),
+        (Length(steps=100_000), late),
+        (Length(seconds=60), quick),
+        (Length(seconds=600), late),
+    ):
+        assert min((quick, late), key=length.cost) is best
+
+
+def test_without_a_compiler_compiling_is_skipped_with_one_line(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no C++ compiler" in str(plan.compile_obstacle(network, CPU))
+    deep = nn.Sequential(*(Unit(nn.Identity()) for _ in range(121)))
+    assert "more than 120 units" in str(plan.compile_obstacle(deep, CPU))  # type: ignore[arg-type]
+
+
+def test_a_plan_that_does_not_exist_is_refused_with_those_that_do() -> None:
+    assert plan.named("bf16") is PLANS["bf16"]
+    with pytest.raises(RequestError, match=r"no plan called 'fp16'.*'fp32'|no plan called 'fp16'.*Valid: auto, fp32"):
+        plan.named("fp16")
+
+
+def test_compiled_stages_share_the_weights_and_compute_the_same(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    def eager(module: nn.Module, **options: object) -> Callable[..., torch.Tensor]:
+        assert options["fullgraph"] is True
+        return module.forward
+
+    monkeypatch.setattr(torch, "compile", eager)
+    x = torch.randn(2, 1, 8, 8)
+    network.eval()
+    expected = network(x)
+    for name in ("fp32", "fp32-compile", "bf16-compile-stages"):
+        assert torch.equal(compiled(network, PLANS[name])(x), expected)
+
+
+def test_channels_last_is_a_layout_and_not_another_tensor() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    placed = PLANS["fp32-channels-last"].placed(x)
+    assert torch.equal(placed, x)
+    assert placed.is_contiguous(memory_format=torch.channels_last)
+    assert PLANS["fp32"].placed(x) is x
+
+
+def test_what_the_backward_pass_keeps_is_counted_per_image() -> None:
+    """A chain of a linear layer and a ReLU keeps its input and the ReLU's output."""
+
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(10, 30)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.layer(x))
+
+    chain = Chain()
+    assert plan.activation_bytes(chain, torch.zeros(4, 10), PLANS["fp32"]) == 4 * (10 + 30)  # type: ignore[arg-type]
+
+
+def test_a_forecast_counts_weights_gradients_momentum_average_and_activations(network: Network, recipe: Recipe) -> None:
+    found = forecast.needs(network, recipe, PLANS["fp32"], Share(), CPU, 12.34)
+    weights = sum(p.numel() for p in network.parameters())
+    kept = plan.activation_bytes(copy.deepcopy(network), torch.zeros(2, 1, 8, 8), PLANS["fp32"])
+    assert found == {"seconds": 12.3, "memory_mib": round((4 * 4 * weights + 16 * kept) / 2**20)}
+
+
+def test_the_exact_plan_runs_in_one_thread() -> None:
+    threads = torch.get_num_threads()
+    try:
+        plan.apply(PLANS["exact"], 2, CPU)
+        assert torch.get_num_threads() == 1
+        plan.apply(PLANS["fp32"], 2, CPU)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
