@@ -232,9 +232,9 @@ def _loader(dataset: object, keys: object, workers: int) -> DataLoader:
 
 
 def _quiet_worker(_: int) -> None:
-    """Ctrl-C reaches a whole process group; only the main process acts on it."""
+    """Ctrl-C and a batch system's SIGTERM reach all processes of a run; only the main one acts, and it ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _guarded(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor, tuple[tuple[str, str], ...]]]:
