@@ -1,0 +1,199 @@
+"""The ResNets against torchvision's with the same weights, and against the figures that the paper prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from residua.cost import multiply_adds, num_parameters
+from residua.errors import RequestError
+from residua.models import create_model, list_models
+from residua.models.resnet import resnet
+from residua.network import Network
+from residua.shortcuts import ZeroPad
+from residua.unit import SampledAdd, walk
+
+# Table 1 of he2015: multiply-adds in units of 1e9 as printed.
+PRINTED_GFLOPS = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}
+# Computed from the description in section 3.4, the bottlenecks' stride on the first 1x1 convolution, as the paper counts.
+STRIDE_ON_FIRST = {50: 3_857_973_248, 101: 7_570_194_432, 152: 11_282_415_616}
+# Table 6: parameters in millions as printed.
+PRINTED_MILLIONS = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7, 1202: 19.4}
+
+
+def on_meta(name: str, **options: object) -> Network:
+    with torch.device("meta"):
+        return create_model(name, **options)
+
+
+def with_gradients(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The output, the input's gradient and every parameter's of an uneven sum of the outputs."""
+    x = x.clone().requires_grad_(True)
+    y = model(x)
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+    assert x.grad is not None
+    return y.detach(), x.grad, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize(
+    ("depth", "training"),
+    [(18, True), (18, False), (34, True), (50, True)]
+    + [pytest.param(depth, training, marks=pytest.mark.slow) for depth in (34, 50, 101) for training in (False, depth == 101)],
+)
+def test_outputs_and_gradients_equal_torchvisions_with_the_same_weights(depth: int, training: bool) -> None:
+    ours = create_model(f"resnet{depth}").double()
+    builder: Callable[..., nn.Module] = getattr(torchvision.models, f"resnet{depth}")
+    theirs = builder(weights=None).double()
+    own, other = ours.state_dict(), theirs.state_dict()
+    assert [tensor.shape for tensor in own.values()] == [tensor.shape for tensor in other.values()]
+    theirs.load_state_dict(dict(zip(other, own.values())))
+    ours.train(training)
+    theirs.train(training)
+    x = torch.randn(3, 3, 40, 40, dtype=torch.float64)
+    for found, expected in zip(with_gradients(ours, x), with_gradients(theirs, x)):
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8 * scale(expected))
+    for found, expected in zip(ours.state_dict().values(), theirs.state_dict().values()):
+        torch.testing.assert_close(found, expected)
+
+
+def scale(values: Tensor | list[Tensor]) -> float:
+    return max(float(value.abs().max()) for value in ([values] if isinstance(values, Tensor) else values))
+
+
+@pytest.mark.parametrize(("depth", "expected"), STRIDE_ON_FIRST.items())
+def test_the_papers_own_form_has_the_multiply_adds_that_the_paper_prints(depth: int, expected: int) -> None:
+    found = multiply_adds(on_meta(f"resnet{depth}", stride_on="1x1"), (3, 224, 224))
+    assert found == expected
+    assert found / 1e9 == pytest.approx(PRINTED_GFLOPS[depth], rel=0.02)
+
+
+@pytest.mark.parametrize(("depth", "parameters", "cost"), [(18, 11_515_688, 1_794_805_760), (34, 21_623_848, 3_644_493_824)])
+def test_option_a_costs_what_the_plain_twin_costs(depth: int, parameters: int, cost: int) -> None:
+    for model in (on_meta(f"resnet{depth}", shortcut="A"), on_meta(f"plain{depth}")):
+        assert (num_parameters(model), multiply_adds(model, (3, 224, 224))) == (parameters, cost)
+    assert cost / 1e9 == pytest.approx(PRINTED_GFLOPS[depth], rel=0.02)
+
+
+@pytest.mark.parametrize(("depth", "millions"), PRINTED_MILLIONS.items())
+def test_the_cifar_networks_have_the_parameters_of_table_6(depth: int, millions: float) -> None:
+    digits = len(str(millions).partition(".")[2])
+    assert round(num_parameters(create_model(f"resnet{depth}")) / 1e6, digits) == millions
+
+
+def test_basic_and_bottleneck_branches_have_the_weights_of_figure_5() -> None:
+    def weights(name: str) -> int:
+        unit = on_meta(name).stages[0][1]
+        return sum(p.numel() for p in unit.branch.parameters() if p.ndim == 4)
+
+    assert weights("resnet34") == 2 * 3 * 3 * 64 * 64 == 73_728
+    assert weights("resnet50") == 256 * 64 + 3 * 3 * 64 * 64 + 64 * 256 == 69_632
+
+
+def projections(model: nn.Module) -> int:
+    return sum(path.endswith("shortcut.conv") for path, _ in model.named_modules())
+
+
+@pytest.mark.parametrize(("depth", "b", "c"), [(18, 3, 8), (34, 3, 16), (50, 4, 16)])
+def test_option_c_projects_everywhere_and_option_b_only_at_a_change_of_shape(depth: int, b: int, c: int) -> None:
+    assert projections(on_meta(f"resnet{depth}", shortcut="A")) == 0
+    assert projections(on_meta(f"resnet{depth}", shortcut="B")) == b
+    assert projections(on_meta(f"resnet{depth}", shortcut="C")) == c
+
+
+def test_option_c_has_13_projections_more_than_b_in_the_34_layer_network() -> None:
+    assert projections(on_meta("resnet34", shortcut="C")) - projections(on_meta("resnet34", shortcut="B")) == 13
+
+
+def test_the_cifar_networks_pad_with_zeros_at_the_two_changes_of_shape_only() -> None:
+    kinds = [type(located.unit.shortcut) for located in walk(create_model("resnet20"))]
+    assert kinds == [nn.Identity] * 3 + [ZeroPad] + [nn.Identity] * 2 + [ZeroPad] + [nn.Identity] * 2
+
+
+def test_any_other_depth_of_the_cifar_family_is_built_by_its_builder() -> None:
+    model = create_model("cifar_resnet", depth=14)
+    assert len(list(walk(model))) == 6
+    assert all(torch.equal(a, b) for a, b in zip(same_seed("cifar_resnet", depth=20), same_seed("resnet20")))
+
+
+def same_seed(name: str, **options: object) -> list[Tensor]:
+    torch.manual_seed(5)
+    return list(create_model(name, **options).state_dict().values())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "plain18", "resnet20", "plain20"])
+def test_any_number_of_classes_and_channels(name: str) -> None:
+    for in_channels, num_classes in ((1, 1), (4, 13)):
+        model = create_model(name, in_channels=in_channels, num_classes=num_classes)
+        assert model(torch.zeros(2, in_channels, 32, 32)).shape == (2, num_classes)
+        assert model.stem.conv.weight.shape[1] == in_channels
+
+
+def test_the_stem_for_small_images_keeps_the_size_and_the_other_divides_by_four() -> None:
+    x = torch.zeros(1, 3, 32, 32)
+    small, large = create_model("resnet18", stem="small"), create_model("resnet20", stem="imagenet")
+    assert (small.eval().stem(x).shape[-1], large.eval().stem(x).shape[-1]) == (32, 8)
+    assert small.feature_reductions == (1, 2, 4, 8)
+    assert large.feature_reductions == (4, 8, 16)
+    assert create_model("resnet18").feature_reductions == (4, 8, 16, 32)
+
+
+def test_stochastic_depth_rises_linearly_to_the_last_unit() -> None:
+    model = create_model("resnet20", stochastic_depth=0.5)
+    drops = [module.drop for module in model.modules() if isinstance(module, SampledAdd)]
+    assert drops == pytest.approx([0.5 * (index + 1) / 9 for index in range(9)])
+
+
+@pytest.mark.parametrize("kind", ["group", "none"])
+def test_without_batch_normalization_samples_do_not_touch_each_other_in_training(kind: str) -> None:
+    model = create_model("cifar_resnet", depth=8, normalization=kind).double().train()
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(model(x), torch.cat([model(one[None]) for one in x]))
+
+
+def test_without_normalization_convolutions_have_a_bias() -> None:
+    assert all(m.bias is not None for m in create_model("resnet20", normalization="none").modules() if isinstance(m, nn.Conv2d))
+    assert all(m.bias is None for m in create_model("resnet20").modules() if isinstance(m, nn.Conv2d))
+
+
+def test_models_are_listed_by_pattern() -> None:
+    assert list_models("resnet1*") == ["resnet18", "resnet101", "resnet152", "resnet110", "resnet1202"]
+    assert len(list_models()) == 22
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("resnet21", {}, "resnet20"),
+        ("rasnet50", {}, "resnet50"),
+        ("resnet20", {"shortcat": "A"}, "shortcut"),
+        ("cifar_resnet", {"dept": 20}, "depth"),
+        ("resnet20", {"depth": 32}, "depth"),
+        ("resnet20", {"shortcut": "D"}, "'A', 'B', 'C'"),
+        ("resnet18", {"stem": "tiny"}, "'imagenet', 'small'"),
+        ("resnet50", {"stride_on": "5x5"}, "'3x3', '1x1'"),
+        ("resnet20", {"normalization": "layer"}, "'batch', 'group', 'none'"),
+        ("resnet20", {"stochastic_depth": 1.0}, "probability"),
+        ("resnet20", {"num_classes": 0}, "num_classes"),
+        ("resnet20", {"in_channels": -1}, "in_channels"),
+        ("resnet20", {"num_classes": 2.5}, "num_classes"),
+        ("cifar_resnet", {"depth": 20, "num_classes": 0}, "num_classes"),
+        ("cifar_resnet", {"depth": 21}, "20 and 26"),
+        ("cifar_resnet", {"depth": 2}, "6n + 2"),
+        ("cifar_resnet", {}, "depth"),
+        ("imagenet_resnet", {"depth": 51}, "18, 34, 50, 101, 152"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_what_can(name: str, options: dict[str, object], words: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        create_model(name, **options)
+    assert words in str(refused.value)
+
+
+def test_a_stage_that_begins_with_a_stride_halves_the_resolution() -> None:
+    model = resnet((1, 2), 4, "basic", shortcut="A", stem="small", in_channels=1, num_classes=2)
+    strides = [tuple(located.unit.branch.conv1.stride) for located in walk(model)]
+    assert strides == [(1, 1), (2, 2), (1, 1)]
