@@ -97,7 +97,8 @@ def total_steps(recipe: Recipe, order: Order, pace: float, spent: float) -> int:
 
 
 def needs(network: Network, recipe: Recipe, chosen: Plan, share: Share, device: torch.device, seconds: float) -> dict[str, float]:
-    """Seconds of training, and MiB of memory: weights, gradients, optimiser, average, and what the backward pass keeps."""
+    """Seconds of training, and MiB of memory that it takes beside what the process holds already: weights, gradients,
+    optimiser, average, and what the backward pass keeps."""
     side, channels = side_of(recipe), recipe.model.options["in_channels"]
     sample = torch.zeros(2, channels, side, side, device=device)
     kept = plan.activation_bytes(copy.deepcopy(network).to(device), sample, chosen)

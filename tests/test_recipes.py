@@ -49,10 +49,7 @@ def test_every_recipe_is_one_for_any_model(name: str) -> None:
         assert from_dict(to_dict(recipe)) == recipe
 
 
-UNMEASURED = pytest.mark.xfail(reason="its result is not yet written down", strict=False)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=UNMEASURED) if n == "fast" else n for n in CATALOG.names()])
+@pytest.mark.parametrize("name", CATALOG.names())
 def test_every_recipe_says_its_command_and_what_to_expect(name: str) -> None:
     text = CATALOG.get(name).__doc__ or ""
     assert re.search(r"^ +residua train", text, re.MULTILINE), "the exact command, on a line of its own"

@@ -88,7 +88,7 @@ def dataset(origin: Origin, classes: Sequence[str], splits: dict[str, ArraySampl
             raise RequestError(f"{origin.name}: {split} is damaged, its labels and its {len(classes)} classes do not agree.")
     channels, height, width = splits["train"].images.shape[1:]
     total = sum(len(samples) for samples in splits.values())
-    note = f"{origin.layout}, as its makers divided it"
+    note = f"{origin.layout}, as its makers divided it."
     facts = Facts(channels=channels, size=(height, width), flip=flip, pad=pad)
     return Dataset(origin.name, note, tuple(classes), dict(splits), facts, Findings([], total, total, total))
 

@@ -26,7 +26,7 @@ def digits(data_dir: Path, *, download: bool = True) -> Dataset:  # noqa: ARG001
     images = ((torch.from_numpy(bunch.images).double() * 255 / 16) + 0.5).floor().to(torch.uint8).unsqueeze(1)
     splits: dict[str, Samples] = {**split_by_content(images, torch.from_numpy(bunch.target).long())}
     found = Findings(total=len(images), headers=len(images), decoded=len(images))
-    note = "scikit-learn's digits; in each class the fifth of the images whose SHA-256 is lowest is test, the rest train"
+    note = "scikit-learn's digits; in each class the fifth of the images whose SHA-256 is lowest is test, the rest train."
     return Dataset("digits", note, tuple("0123456789"), splits, Facts(channels=1, size=(8, 8), flip=False, pad=1), found)
 
 
