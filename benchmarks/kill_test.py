@@ -1,6 +1,6 @@
 """The kill test: a run killed with -9 at random instants, many of them inside a save, ends in the bytes of the undisturbed run.
 
-    python benchmarks/kill_test.py                       50 kills, at least 10 inside a save; 0, 1 and 2 workers; some 15 minutes
+    python benchmarks/kill_test.py                       50 kills, at least 10 inside a save; 0, 1 and 2 workers; some 12 minutes
     python benchmarks/kill_test.py --kills 6 --saves 2   the same in short
 
 It writes a folder of small PNGs of differing sizes and trains on it, streamed, with random resized crops, flips, colour change,
