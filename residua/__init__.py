@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from residua.version import __version__
 
 if TYPE_CHECKING:
+    from residua import weights as weights
     from residua.errors import RequestError as RequestError
     from residua.errors import RunError as RunError
     from residua.evaluation import evaluate as evaluate
@@ -52,6 +53,7 @@ _HOMES = {
     "switched_off": "unit",
     "train": "training",
     "walk": "unit",
+    "weights": "weights",
     "write_report": "report",
 }
 
@@ -61,7 +63,8 @@ __all__ = [*_HOMES, "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'residua' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"residua.{_HOMES[name]}"), name)
+    home = importlib.import_module(f"residua.{_HOMES[name]}")
+    value = home if name == _HOMES[name] else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -155,7 +155,9 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", help="What all draws start from (default: 0).")] = None,
     device: Device = None,
     workers: Workers = None,
-    weights: Annotated[str | None, typer.Option("--weights", help="Start from a run or a .safetensors file.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Start from a run, a weights file, or e.g. torchvision:IMAGENET1K_V2.")
+    ] = None,
     plan: Annotated[str | None, typer.Option("--plan", help="auto, fp32, bf16, bf16-compile, ... (default: measured).")] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="fp32, eager, one thread: the same bytes on any processor of one type.")

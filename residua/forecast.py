@@ -18,7 +18,7 @@ from residua.dataset import Dataset
 from residua.errors import RequestError
 from residua.network import Network
 from residua.plan import Length, Plan, Trial
-from residua.recipe import Recipe
+from residua.recipe import Recipe, replaced
 from residua.resolve import class_weights, make_order, side_of
 from residua.step import NonFiniteLoss, Step
 
@@ -33,8 +33,11 @@ def trial_factory(
     device: torch.device,
     workers: int,
     share: Share,
+    *,
+    head_only: bool = False,
 ) -> Callable[[Plan], Callable[[int], float]]:
-    """Makes, for a plan, a function that trains a copy of the network on the run's first batches."""
+    """Makes, for a plan, a function that trains a copy of the network, or its head only, on the run's first batches."""
+    recipe = replaced(recipe, {"optim.head_first": float(head_only)})
     order = make_order(dataset, recipe)
     steps = 100_000  # so that a warm-up is seen at its start: plans are compared where losses are smooth
 
@@ -86,14 +89,19 @@ def chosen_plan(
     return plan.choose(trial, network, device, Length(steps=total_steps(recipe, order, math.nan, 0.0)))
 
 
-def total_steps(recipe: Recipe, order: Order, pace: float, spent: float) -> int:
-    """The number of updates: as asked, or what fits into `minutes` less what is spent and what measuring will take."""
+def total_steps(recipe: Recipe, order: Order, pace: float, spent: float, measured: int = 0) -> int:
+    """The number of updates: as asked, or what fits into `minutes` at `pace` seconds a step, less the seconds `spent` so far.
+
+    Kept back: measuring `measured` images as often as the recipe says and twice at the end, each at half of what an image
+    costs in training (a forward pass, and decoding), and a twentieth, by which a long run is slower than its first steps.
+    """
     if recipe.steps is not None:
         return recipe.steps
     if recipe.epochs is not None:
         return max(1, round(recipe.epochs * order.steps_per_epoch))
     assert recipe.minutes is not None
-    return max(1, int((recipe.minutes * 60 - spent) * 0.95 / pace))
+    measuring = (recipe.evaluations + 2) * measured / recipe.batch_size * pace / 2
+    return max(1, int((recipe.minutes * 60 - spent - measuring) * 0.95 / pace))
 
 
 def needs(network: Network, recipe: Recipe, chosen: Plan, share: Share, device: torch.device, seconds: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -18,10 +19,14 @@ def inspect_model(name: str, options: Mapping[str, Any], image_size: int | None 
     """Units and layers of the catalogue's network `name`, built with `options`, for one square image of `image_size` pixels
     (None: the paper's input)."""
     entry = CATALOG.get(name)
+    builder, arguments = (entry.builder, entry.arguments) if isinstance(entry, Published) else (entry, {})
+    defaults = {parameter.name: parameter.default for parameter in inspect.signature(builder).parameters.values()}
+    if image_size and "image_size" in defaults:  # a network that takes one size only
+        options = {"image_size": image_size, **options}
     network = create_model(name, **options)
-    shape = entry.input_shape if isinstance(entry, Published) else (3, 32, 32)
-    channels = int(options.get("in_channels", shape[0]))
-    shape = (channels, *((image_size, image_size) if image_size else shape[1:]))
+    built = {**defaults, **arguments, **options}
+    side = image_size or built.get("image_size") or (entry.input_shape[-1] if isinstance(entry, Published) else 32)
+    shape = (int(built["in_channels"]), int(side), int(side))
     layers = [asdict(row) for row in layer_table(network, shape)]
     units = [
         {

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["activation", "conv", "global_pool", "he_normal_", "max_pool", "norm", "sequence"]
+__all__ = [
+    "AtLeast", "Scale", "Shift", "Towers",
+    "activation", "conv", "conv_norm_act", "global_pool", "he_normal_", "max_pool", "norm", "sequence",
+]  # fmt: skip
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -21,18 +25,44 @@ def conv(
     return _CONV[dims](in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=bias)
 
 
-def norm(channels: int, *, kind: str = "batch", dims: int = 2) -> nn.Module:
-    """A normalisation over `channels`: `batch` (eps 1e-5, momentum 0.1), `group` (8 groups, or as many as divide), `none`.
+def norm(channels: int, *, kind: str = "batch", dims: int = 2, eps: float = 1e-5) -> nn.Module:
+    """A normalisation over `channels`: `batch` (momentum 0.1), `group` (8 groups, or as many as divide), `none`; `eps` is added
+    to the variance.
 
     Only `batch` ties the samples of a batch together; use `group` where each sample must stand alone.
     """
     if kind == "batch":
-        return _BATCH[dims](channels)
+        return _BATCH[dims](channels, eps=eps)
     if kind == "group":
-        return nn.GroupNorm(math.gcd(8, channels), channels)
+        return nn.GroupNorm(math.gcd(8, channels), channels, eps=eps)
     if kind == "none":
         return nn.Identity()
     raise ValueError(f"norm {kind!r} is none of 'batch', 'group', 'none'")
+
+
+def conv_norm_act(
+    in_channels: int,
+    out_channels: int,
+    kernel: int | tuple[int, int],
+    stride: int = 1,
+    *,
+    pad: bool = True,
+    bias: bool = False,
+    normalization: str = "batch",
+    eps: float = 1e-5,
+) -> nn.Sequential:
+    """A convolution of kernel (height, width) or a square one, its normalisation, ReLU: the layer of VGG and of the Inceptions.
+
+    `pad` keeps the size at stride 1; without it only positions that the kernel covers whole are computed. Without normalisation
+    the convolution has a bias, else if `bias` asks for it.
+    """
+    height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (height // 2, width // 2) if pad else 0
+    return sequence(
+        conv=nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, bias=bias or normalization == "none"),
+        norm=norm(out_channels, kind=normalization, eps=eps),
+        act=activation(),
+    )
 
 
 def activation(inplace: bool = False) -> nn.Module:
@@ -46,8 +76,77 @@ def max_pool(kernel: int, stride: int, *, dims: int = 2) -> nn.Module:
 
 
 def global_pool(x: Tensor) -> Tensor:
-    """The mean over all positions, [N, C, ...] -> [N, C]."""
-    return x.flatten(2).mean(2)
+    """The mean over all positions, [N, C, ...] -> [N, C]; [N, C] stays as it is."""
+    return x if x.dim() == 2 else x.flatten(2).mean(2)
+
+
+class Scale(nn.Module):
+    """x times a number, or with `channels` one number a channel (axis `axis`); learned, or constant if `learned` is off."""
+
+    weight: Tensor
+
+    def __init__(self, value: float, channels: int | None = None, *, axis: int = 1, learned: bool = True) -> None:
+        super().__init__()
+        self.axis = axis
+        start = torch.full(() if channels is None else (channels,), float(value))
+        if learned:
+            self.weight = nn.Parameter(start)
+        else:
+            self.register_buffer("weight", start, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.weight.dim():
+            return x * self.weight
+        return x * self.weight.view(-1, *(1,) * (x.dim() - 1 - self.axis % x.dim()))
+
+    def extra_repr(self) -> str:
+        return f"shape={tuple(self.weight.shape)}, learned={isinstance(self.weight, nn.Parameter)}"
+
+
+class Shift(nn.Module):
+    """x plus one learned number, 0 at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+class AtLeast(nn.Module):
+    """x, its map brought to `side` positions where it has fewer (each new position the mean of those under it).
+
+    It lets a layer whose kernel is made for the published size take smaller images.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height >= self.side and width >= self.side:
+            return x
+        return nn.functional.adaptive_avg_pool2d(x, (max(height, self.side), max(width, self.side)))
+
+    def extra_repr(self) -> str:
+        return f"side={self.side}"
+
+
+class Towers(nn.Module):
+    """Parallel towers over the same input, their outputs concatenated along the channels (Szegedy et al. 2014, figure 2b).
+
+    [N, C, H, W] -> [N, sum of the towers' channels, H', W']; the towers must agree in H' and W'.
+    """
+
+    def __init__(self, *towers: nn.Module) -> None:
+        super().__init__()
+        for place, tower in enumerate(towers, 1):
+            self.add_module(f"tower{place}", tower)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([tower(x) for tower in self._modules.values() if tower is not None], dim=1)
 
 
 def sequence(**layers: nn.Module) -> nn.Sequential:

@@ -6,7 +6,7 @@ r = feature_reductions (sizes that do not divide are rounded up); logits [N, num
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from residua.layers import activation, conv, global_pool, max_pool, norm, sequence
 
-__all__ = ["Head", "Network", "Stage", "imagenet_stem", "small_stem"]
+__all__ = ["Auxiliary", "Head", "Network", "Stage", "fully_connected_head", "imagenet_stem", "small_stem"]
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -26,7 +26,10 @@ class Stage(nn.Sequential):
 
 
 class Head(nn.Module):
-    """Global average pooling, dropout, and a linear classifier: [N, C, H, W] -> [N, num_classes]."""
+    """Global average pooling, dropout, and a linear classifier: [N, C, H, W] -> [N, num_classes].
+
+    A head of another form takes the place of this one where it ends in a linear layer called `classifier`.
+    """
 
     def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -37,11 +40,30 @@ class Head(nn.Module):
         return self.classifier(self.dropout(global_pool(x)))
 
 
+class Auxiliary(nn.Module):
+    """A head on the signal inside the network, for training only (Szegedy et al. 2014, section 5).
+
+    It takes what unit `unit` of stage `stage` gives (both counted from 0); its loss is added with the factor `weight`.
+    """
+
+    def __init__(self, head: nn.Module, stage: int, unit: int, weight: float) -> None:
+        super().__init__()
+        self.head, self.stage, self.unit, self.weight = head, stage, unit, weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x)
+
+    def extra_repr(self) -> str:
+        return f"stage={self.stage}, unit={self.unit}, weight={self.weight:.3g}"
+
+
 class Network(nn.Module):
     """stem -> stages -> head.
 
     `feature_channels` and `feature_reductions` describe the map that each stage gives. With `recompute_every = k > 0`
     only the inputs of every k units are kept in training, and what lies between is computed again in the backward pass.
+    With `auxiliaries` a forward pass in training gives (logits, logits of the first auxiliary head, ...); else it gives the
+    logits.
     """
 
     def __init__(
@@ -52,26 +74,42 @@ class Network(nn.Module):
         *,
         feature_channels: Sequence[int],
         feature_reductions: Sequence[int],
+        auxiliaries: Iterable[Auxiliary] = (),
     ) -> None:
         super().__init__()
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.head = head
+        self.auxiliaries = nn.ModuleList(auxiliaries)
         self.feature_channels = tuple(feature_channels)
         self.feature_reductions = tuple(feature_reductions)
         self.recompute_every = 0
 
     def features(self, x: Tensor) -> list[Tensor]:
         """One map a stage, from fine to coarse."""
+        return self._maps(x, [])
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        wanted = list(self.auxiliaries) if self.training else []
+        tapped: list[Tensor] = []
+        logits = self.head(self._maps(x, tapped, {(aux.stage, aux.unit) for aux in wanted})[-1])
+        if not wanted:
+            return logits
+        return (logits, *(aux(signal) for aux, signal in zip(wanted, tapped)))
+
+    def _maps(self, x: Tensor, tapped: list[Tensor], taps: Collection[tuple[int, int]] = ()) -> list[Tensor]:
+        """The map of each stage; what the units of `taps` (stage, unit) give is appended to `tapped`."""
         maps = []
         x = self.stem(x)
-        for stage in self.stages:
-            x = self._run(stage, x)
+        for index, stage in enumerate(self.stages):
+            start = 0
+            for unit in sorted(unit for place, unit in taps if place == index):
+                x = self._run(stage[start : unit + 1], x)
+                tapped.append(x)
+                start = unit + 1
+            x = self._run(stage[start:] if start else stage, x)
             maps.append(x)
         return maps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x)[-1])
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if not (self.recompute_every and self.training and torch.is_grad_enabled() and isinstance(stage, nn.Sequential)):
@@ -83,13 +121,14 @@ class Network(nn.Module):
         return x
 
     def replace_head(self, num_classes: int) -> None:
-        """A fresh linear classifier for `num_classes` classes, initialised as the paper's; everything else stays."""
-        old = self.head.classifier
-        assert isinstance(old, nn.Linear)
-        new = nn.Linear(old.in_features, num_classes).to(old.weight)
-        nn.init.kaiming_normal_(new.weight, mode="fan_in", nonlinearity="relu")
-        nn.init.zeros_(new.bias)
-        self.head.classifier = new
+        """Fresh linear classifiers for `num_classes` classes, initialised as the paper's; everything else stays."""
+        for head in (self.head, *(auxiliary.head for auxiliary in self.auxiliaries)):
+            old = head.classifier
+            assert isinstance(old, nn.Linear)
+            new = nn.Linear(old.in_features, num_classes).to(old.weight)
+            nn.init.kaiming_normal_(new.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(new.bias)
+            head.classifier = new
 
     def depth_order(self) -> Iterator[list[nn.Parameter]]:
         """The parameters in groups from the input to the output: stem, each unit, head."""
@@ -97,7 +136,7 @@ class Network(nn.Module):
         for stage in self.stages:
             for unit in stage if isinstance(stage, nn.Sequential) else [stage]:
                 yield list(unit.parameters())
-        yield list(self.head.parameters())
+        yield [*self.head.parameters(), *self.auxiliaries.parameters()]
 
 
 def _recompute_contexts(chunk: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -137,3 +176,24 @@ def small_stem(in_channels: int, channels: int, *, normalization: str = "batch")
         norm=norm(channels, kind=normalization),
         act=activation(),
     )
+
+
+def fully_connected_head(
+    channels: int, side: int, hidden: Sequence[int], num_classes: int, dropout: float = 0.0, *, dropout_first: bool = False
+) -> nn.Sequential:
+    """The flattened map of side x side positions, then a layer with ReLU and dropout for each width of `hidden`, then the
+    classifier (Krizhevsky et al. 2012, section 3.5): [N, C, H, W] -> [N, num_classes].
+
+    A map of another size than the published input gives is averaged (or repeated) to side x side. `dropout_first` puts each
+    dropout before its layer.
+    """
+    head = sequence(pool=nn.AdaptiveAvgPool2d(side), flatten=nn.Flatten())
+    inputs = channels * side * side
+    for place, width in enumerate(hidden, 1):
+        layers = {f"linear{place}": nn.Linear(inputs, width), f"act{place}": activation()}
+        drop = {f"dropout{place}": nn.Dropout(dropout)}
+        for name, layer in ({**drop, **layers} if dropout_first else {**layers, **drop}).items():
+            head.add_module(name, layer)
+        inputs = width
+    head.add_module("classifier", nn.Linear(inputs, num_classes))
+    return head

@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from residua import forecast, keyed, machine, plan, runs
+from residua import checkpoints, forecast, keyed, machine, plan, runs, weights
 from residua import recipe as recipes
 from residua.batches import Share
 from residua.cost import multiply_adds, num_parameters
@@ -31,9 +31,10 @@ from residua.record import Listener
 from residua.resolve import make_order, normalization, side_of
 from residua.runs import Run
 from residua.version import __version__
+from residua.weights import Loaded
 from residua.wording import duration
 
-__all__ = ["Prepared", "begin", "continue_run", "default_out", "fresh_network", "in_memory"]
+__all__ = ["Prepared", "begin", "check_weights", "continue_run", "default_out", "fresh_network", "in_memory"]
 
 
 @dataclass(frozen=True)
@@ -99,28 +100,30 @@ def fresh_network(recipe: Recipe) -> Network:
     """The recipe's network, initialised from its seed; torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed.generator_seed(recipe.seed, "initial weights"))
-        network = create_model(recipe.model.name, **recipe.model.options)
+        return create_model(recipe.model.name, **recipe.model.options)
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Raises `RequestError` if the weights to start from cannot be had or are of another network; before the data is opened."""
     if recipe.model.weights:
-        start_from(network, recipe.model.weights)
-    return network
+        weights.check(recipe.model.weights, recipe.model.name, recipe.model.options)
 
 
-def start_from(network: Network, weights: str) -> None:
-    """Loads the weights of a run or of a safetensors file; a classifier for other classes keeps its fresh values."""
-    from safetensors.torch import load_file
+def start_from(network: Network, recipe: Recipe) -> Loaded | None:
+    """Loads the weights that the recipe starts from, if it names any."""
+    return weights.load(network, recipe.model.weights, name=recipe.model.name) if recipe.model.weights else None
 
-    path = Path(weights)
-    if path.is_dir():
-        tensors = dict(runs.load(path).state_dict())
-    elif path.is_file() and path.suffix == ".safetensors":
-        tensors = load_file(path)
-    else:
-        raise RequestError(f"--weights takes a run directory or a .safetensors file; there is no {weights}.")
-    own = network.state_dict()
-    for name in ("head.classifier.weight", "head.classifier.bias"):
-        if name in tensors and name in own and tensors[name].shape != own[name].shape:
-            tensors[name] = own[name]
-    runs.load_weights(network, tensors, weights)
+
+def weight_notes(loaded: Loaded | None, recipe: Recipe) -> list[str]:
+    """What the user should know of the weights that the run starts from."""
+    notes = [loaded.sentence()] if loaded else []
+    if recipe.optim.head_first:
+        inner = [name for name in loaded.fresh if not name.startswith(("head.", "auxiliaries."))] if loaded else []
+        if loaded is None:
+            notes.append("optim.head_first trains the head on random features, since no trained weights are named (--weights).")
+        elif inner:
+            notes.append(f"optim.head_first trains the head while {', '.join(inner)} still has its random values.")
+    return notes
 
 
 def begin(
@@ -129,17 +132,29 @@ def begin(
 ) -> Prepared:  # fmt: skip
     """Chooses the plan, fixes the number of steps, writes the run directory. `started`: when the command began."""
     network = fresh_network(recipe)
+    loaded = start_from(network, recipe)
+    if loaded is not None:
+        listener.note(loaded.sentence())
+    elif recipe.optim.head_first:
+        listener.note(
+            "optim.head_first trains the head of a network whose other weights are random: --weights names trained ones."
+        )
     stats = normalization(dataset.splits["train"], recipe, dataset.facts.channels)
     order = make_order(dataset, recipe)
     trial = forecast.trial_factory(network, recipe, dataset, stats, device, workers, share)
     chosen, trials, note = forecast.chosen_plan(recipe, network, trial, order, device, threads)
     measured = plan.measure(chosen, trial, 6, 2.0)
     pace = measured.seconds_per_step
+    if recipe.optim.head_first:
+        head_only = forecast.trial_factory(network, recipe, dataset, stats, device, workers, share, head_only=True)
+        head_pace = plan.measure(chosen, head_only, 6, 2.0).seconds_per_step
+        pace += recipe.optim.head_first * (head_pace - pace)
     if not math.isfinite(pace):  # training itself fails in these steps and says more, unless its length hangs on the pace
         if recipe.minutes is not None:
             raise RunError(f"Training breaks off in its first steps: {measured.outcome}. A lower optim.lr often helps.")
         pace = 0.0
-    total = forecast.total_steps(recipe, order, pace, time.perf_counter() - started)
+    measured_images = sum(len(samples) for name, samples in dataset.splits.items() if name != "train")
+    total = forecast.total_steps(recipe, order, pace, time.perf_counter() - started, measured_images)
     needs = forecast.needs(network, recipe, chosen, share, device, pace * total)
     forecast.check_memory(needs, recipe, device)
     card = {
@@ -160,6 +175,7 @@ def begin(
         "parameters": num_parameters(network),
         "multiply_adds": multiply_adds(network, (dataset.facts.channels, side_of(recipe), side_of(recipe))),
         "forecast": needs,
+        **({"weights": loaded.to_dict()} if loaded is not None else {}),
     }  # fmt: skip
     run = runs.create(out, recipe, card, _data_card(dataset, stats), stats)
     listener.note(_announcement(run, pace))
@@ -180,7 +196,12 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
     if run.manifest["processes"] != share.world:
         raise RequestError(f"The run {out} was begun with {run.manifest['processes']} processes, not {share.world}.")
     stored = plan.named(run.manifest["plan"]["name"])
-    return Prepared(run, dataset, stored, fresh_network(run.recipe), device, workers)
+    network = fresh_network(run.recipe)
+    if not checkpoints.available(run.checkpoints):  # else the weights come from there, and the file may be gone
+        loaded = start_from(network, run.recipe)
+        if loaded is not None and loaded.sha256 != run.manifest["weights"]["sha256"]:
+            raise RequestError(f"{loaded.where} has changed since the run {out} began. Choose another --out to start from it.")
+    return Prepared(run, dataset, stored, network, device, workers)
 
 
 def shell(run: Run) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ class Published:
 
     `depth` counts weight layers as the paper does; `parameters` and `multiply_adds` are exact, for `input_shape`
     (channels, height, width) and the paper's number of classes, a projection counted and a normalisation not;
-    `table` says where the paper describes it.
+    `table` says where the paper describes it. `least_side` is the smallest side of a square image that it takes, in pixels
+    (that of `input_shape` where it takes no other).
     """
 
     builder: Callable[..., Network]
@@ -30,6 +31,7 @@ class Published:
     parameters: int
     multiply_adds: int
     input_shape: tuple[int, int, int]
+    least_side: int = 1
 
     def __call__(self, **options: Any) -> Network:
         return self.builder(**{**self.arguments, **options})
@@ -38,11 +40,12 @@ class Published:
         """The options that can be given, by name."""
         return {n: p for n, p in inspect.signature(self.builder).parameters.items() if n != "depth"}
 
-    def check(self, name: str, options: Mapping[str, Any]) -> None:
-        """Raises `RequestError` for an option that the network called `name` does not have."""
+    def check(self, name: str, options: Mapping[str, Any], others: Iterable[str] = ()) -> None:
+        """Raises `RequestError` for an option that is neither one of the network called `name` nor one of `others`."""
+        known = [*self.options(), *others]
         for option in options:
-            if option not in self.options():
-                raise unknown(f"option of {name}", option, self.options())
+            if option not in known:
+                raise unknown(f"option of {name}", option, known)
         for count in ("num_classes", "in_channels"):
             if count in options and (not isinstance(options[count], int) or options[count] < 1):
                 raise RequestError(f"{count} of {name} must be a whole number of at least 1, not {options[count]!r}.")

@@ -79,7 +79,7 @@ class Augment:
 @dataclass(frozen=True, config=_CONFIG)
 class Model:
     """`name` of a catalogue entry ("auto": decided by the data), the `options` it is built with, and `weights` to start
-    from (a run directory or a .safetensors file)."""
+    from (a run directory, a .safetensors or .pth file, or published weights such as "torchvision:IMAGENET1K_V2")."""
 
     name: str = "auto"
     weights: str | None = None
@@ -88,9 +88,10 @@ class Model:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Optim:
-    """`name`: "sgd", "adamw", or "muon" (Muon for convolutions and matrices, SGD for the rest). `weight_decay` acts on
+    """`name`: "sgd", "adamw", or "muon" (Muon for convolutions, SGD for the rest). `weight_decay` acts on
     biases and normalisations too if `decay_all`. `layer_decay`: factor of the learning rate per unit counted from the
-    head. `clip`: largest norm of the gradient (0: off)."""
+    head. `head_first`: share of the run at its beginning in which only the head is trained (1: all of it), for weights that
+    are trained already. `clip`: largest norm of the gradient (0: off)."""
 
     name: Literal["sgd", "adamw", "muon"] = "sgd"
     lr: Positive = 0.1
@@ -99,6 +100,7 @@ class Optim:
     weight_decay: NonNegative = 1e-4
     decay_all: bool = True
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    head_first: Fraction = 0.0
     clip: NonNegative = 0.0
 
     @model_validator(mode="after")

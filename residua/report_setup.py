@@ -100,6 +100,7 @@ def setup(inputs: Inputs) -> dict[str, Any]:
     return {
         "recipe": groups,
         "length": _length(inputs),
+        "weights": str((manifest.get("weights") or {}).get("sentence") or ""),
         "plan": _plan(manifest.get("plan") or {}),
         "machine": [(name.replace("_", " "), value(v)) for name, v in _flat(manifest.get("hardware") or {})],
         "versions": _versions(manifest),

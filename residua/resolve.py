@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -77,13 +78,13 @@ def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dic
     if name == "auto":
         name = "resnet20" if side <= SMALL else "resnet18"
         notes.append(f"No model is given: {name}, the default for images of {side} pixels (--model chooses another).")
-    for option, value, what in (
-        ("num_classes", len(dataset.classes), "classes"),
-        ("in_channels", dataset.facts.channels, "channels"),
-    ):
+    entry = models.CATALOG.get(name)
+    decided = [("num_classes", len(dataset.classes), "classes"), ("in_channels", dataset.facts.channels, "channels")]
+    if "image_size" in inspect.signature(entry.builder if isinstance(entry, Published) else entry).parameters:
+        decided.append(("image_size", side, "pixels a side"))  # a network that takes one size only
+    for option, value, what in decided:
         if options.setdefault(option, value) != value:
             raise RequestError(f"model.{option} = {options[option]}, but the data has {value} {what}.")
-    entry = models.CATALOG.get(name)
     imagenet_form = isinstance(entry, Published) and entry.input_shape[-1] > SMALL
     if imagenet_form and side <= SMALL and "stem" not in options:
         options["stem"] = "small"

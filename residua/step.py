@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from residua import keyed, optim
-from residua.augment import Key, transformed
+from residua.augment import Key, Mix, transformed
 from residua.batches import Batch, Share, even_cuts
 from residua.errors import RunError
 from residua.network import Network
@@ -65,7 +65,7 @@ class Step:
         share: Share | None = None,
     ) -> None:
         memory_format = torch.channels_last if plan.memory_format == "channels_last" else torch.contiguous_format
-        self.network = network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
+        self.network = network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
         self.recipe, self.plan, self.total_steps, self.device = recipe, plan, total_steps, device
         self.share = share or Share()
         self.normalization = {name: tensor.to(device) for name, tensor in normalization.items()}
@@ -73,12 +73,15 @@ class Step:
         self.optimizer = optim.build_optimizer(network, recipe.optim)
         self.average = optim.Averaged(network, recipe.average.decay) if recipe.average.decay else None
         self.sampled = [module for module in network.modules() if isinstance(module, SampledAdd)]
-        self.parallel = DistributedDataParallel(network) if self.share.world > 1 else None
-        self.forward = self.parallel or compiled(network, plan)
+        self.parallel: DistributedDataParallel | None = None
+        self.forward: Callable[[Tensor], Any] | None = compiled(network, plan) if self.share.world == 1 else None
+        self.head_only: bool | None = None
+        self.train()
         self.last = Outcome(math.nan, math.nan, math.nan, 0)
 
     def __call__(self, batch: Batch) -> Outcome:
         """Makes update number `batch.step` (from 0); raises `NonFiniteLoss` before anything is changed."""
+        self._enter(batch.step < round(self.recipe.optim.head_first * self.total_steps))
         factor = optim.learning_rate_factor(self.recipe.schedule, batch.step / self.total_steps)
         optim.set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
@@ -94,6 +97,31 @@ class Step:
             self.average.update(self.network, batch.step)
         self.last = Outcome(loss, 100 * wrong, self.recipe.optim.lr * factor, int(count))
         return self.last
+
+    def _enter(self, head_only: bool) -> None:
+        """Begins (or goes on with) the part of the run in which only the head is trained, or the part in which all is.
+
+        Processes exchange gradients of what is trained, so each part has its own exchange."""
+        if head_only == self.head_only:
+            return
+        self.head_only = head_only
+        head = {id(parameter) for parameter in list(self.network.depth_order())[-1]}
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(not head_only or id(parameter) in head)
+        self.train()
+        if self.share.world > 1:
+            self.parallel = self.forward = None  # its hooks go with it
+            self.parallel = DistributedDataParallel(self.network)
+            self.forward = self.parallel
+
+    def train(self) -> None:
+        """Puts the network into training mode. While only the head is trained, the rest stays in evaluation mode: its batch norms
+        normalise by the statistics that came with the weights and leave them alone, and nothing in it is dropped, so that the
+        head learns from the features that it will see in evaluation."""
+        self.network.train()
+        if self.head_only:
+            self.network.stem.eval()
+            self.network.stages.eval()
 
     def _gradients(self, batch: Batch, count: float) -> Tensor:
         """Leaves the gradient of the mean loss over `count` images; returns the sums of losses and of wrong answers here."""
@@ -117,11 +145,19 @@ class Step:
         torch.manual_seed(keyed.generator_seed(self.recipe.seed, "network", batch.step, index, self.share.rank))
         draw_depth(self.sampled, self.recipe.seed, batch.step, index)
         with self.plan.autocast(self.device):
-            logits = self.forward(self.plan.placed(x))
-        losses = classify.loss(logits, labels, mix=mix, smoothing=self.recipe.label_smoothing, class_weights=self.class_weights)
+            assert self.forward is not None
+            outputs = self.forward(self.plan.placed(x))
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        losses = self._losses(logits, labels, mix)
+        for head, inner in zip(self.network.auxiliaries, auxiliary):
+            losses = losses + head.weight * self._losses(inner, labels, mix)
         (losses.sum() * (self.share.world / count)).backward()
         wrong = ~classify.correct(logits.detach(), labels)
         return torch.stack((losses.detach().double().sum(), wrong.double().sum()))
+
+    def _losses(self, logits: Tensor, labels: Tensor, mix: Mix | None) -> Tensor:
+        smoothing = self.recipe.label_smoothing
+        return classify.loss(logits, labels, mix=mix, smoothing=smoothing, class_weights=self.class_weights)
 
     def _num_micro_batches(self) -> int:
         """Forward passes in a step, the same on all processes; an odd limit counts as the even one below it (at least 2)."""

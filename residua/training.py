@@ -98,6 +98,8 @@ def _prepare(
     target: Path, wanted: Recipe, data_dir: str | Path | None, device: torch.device, workers: int | None, share: Share,
     started: float, listener: Listener,
 ) -> Prepared:  # fmt: skip
+    if not runs.is_run(target):
+        prepare.check_weights(wanted)
     dataset, resolved, held = _open(wanted, data_dir, device, listener)
     workers = _workers(workers, held)
     if runs.is_run(target):
@@ -263,7 +265,7 @@ def _averaged(step: Step) -> Iterator[None]:
     try:
         yield
     finally:
-        step.network.train()
+        step.train()
         if own:
             step.network.load_state_dict(own)
 

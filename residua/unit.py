@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from residua import keyed
 
-__all__ = ["Add", "BranchOnly", "Concat", "Gate", "Located", "SampledAdd", "Unit", "draw_depth", "switched_off", "walk"]
+__all__ = [
+    "Add", "BranchOnly", "Concat", "Gate", "Located", "SampledAdd", "Unit", "Unpool", "draw_depth", "switched_off", "walk",
+]  # fmt: skip
 
 
 class Unit(nn.Module):
@@ -102,6 +105,24 @@ class Gate(nn.Module):
         return gate * f + (1 - gate) * h
 
 
+class Unpool(nn.Module):
+    """F at the positions h and zero elsewhere, the merge of SegNet, whose shortcut hands over positions and no signal.
+
+    h are the indices of a max pooling over windows of side `kernel` (`residua.shortcuts.PoolingIndices`), of the shape of F:
+    [N, C, ...] -> [N, C, kernel times each size], in one to three dimensions.
+    """
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, h: Tensor, f: Tensor) -> Tensor:
+        return {3: F.max_unpool1d, 4: F.max_unpool2d, 5: F.max_unpool3d}[f.dim()](f, h, [self.kernel] * (f.dim() - 2))
+
+    def extra_repr(self) -> str:
+        return f"kernel={self.kernel}"
+
+
 @dataclass(frozen=True)
 class Located:
     """A unit found in a model.
@@ -161,7 +182,7 @@ def switched_off(*units: Unit) -> Iterator[None]:
     """Within the block the branches of `units` count as zero and shapes stay; the model itself is not edited.
 
     With addition the unit becomes post(shortcut(x)); with concatenation its maps are zero; with a gate (1 - T) x is left;
-    a plain unit gives post(0). The branch is still evaluated, so use this in evaluation mode.
+    with unpooling, and in a plain unit, post(0). The branch is still evaluated, so use this in evaluation mode.
     """
     handles = [unit.branch.register_forward_hook(lambda _m, _i, out: torch.zeros_like(out)) for unit in units]
     try:

@@ -27,6 +27,7 @@ PUBLIC = [
     "switched_off",
     "train",
     "walk",
+    "weights",
     "write_report",
 ]
 HEAVY = ("torch", "numpy", "torchvision", "scipy", "sklearn", "PIL", "matplotlib", "pydantic", "safetensors")

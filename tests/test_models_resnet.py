@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torchvision
+from graphs import captured
 from torch import Tensor, nn
 
 from residua.cost import multiply_adds, num_parameters
 from residua.errors import RequestError
-from residua.models import create_model, list_models
+from residua.models import CATALOG, create_model, list_models
 from residua.models.resnet import resnet
 from residua.network import Network
 from residua.shortcuts import ZeroPad
@@ -160,8 +163,7 @@ def test_without_normalization_convolutions_have_a_bias() -> None:
 
 
 def test_models_are_listed_by_pattern() -> None:
-    assert list_models("resnet1*") == ["resnet18", "resnet101", "resnet152", "resnet110", "resnet1202"]
-    assert len(list_models()) == 22
+    assert list_models("plain1*") == ["plain18", "plain101", "plain152", "plain110", "plain1202"]
 
 
 @pytest.mark.parametrize(
@@ -197,3 +199,79 @@ def test_a_stage_that_begins_with_a_stride_halves_the_resolution() -> None:
     model = resnet((1, 2), 4, "basic", shortcut="A", stem="small", in_channels=1, num_classes=2)
     strides = [tuple(located.unit.branch.conv1.stride) for located in walk(model)]
     assert strides == [(1, 1), (2, 2), (1, 1)]
+
+
+# ------------------------------------------------------------------------------------------------ facts and graphs
+
+
+@pytest.mark.parametrize("name", list_models("resnet*") + list_models("plain*"))
+def test_the_declared_facts_follow_from_products_of_dimensions(name: str) -> None:
+    entry = CATALOG.get(name)
+    assert (entry.parameters, entry.multiply_adds) == closed_form(name)
+
+
+def closed_form(name: str) -> tuple[int, int]:
+    """(parameters, multiply-adds) as sums of products of dimensions, from Table 1 and section 4.2 of he2015."""
+    plain, depth = name.startswith("plain"), int(name.removeprefix("plain").removeprefix("resnet"))
+    stages = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+    if depth in stages:
+        bottlenecks, width, side, classes, blocks = depth >= 50, 64, 56, 1000, stages[depth]
+        weights, cost = 7 * 7 * 3 * 64, 112 * 112 * 7 * 7 * 3 * 64
+    else:
+        n = (depth - 2) // 6
+        bottlenecks, width, side, classes, blocks = False, 16, 32, 10, (n, n, n)
+        weights, cost = 3 * 3 * 3 * 16, 32 * 32 * 3 * 3 * 3 * 16
+    imagenet, channels = depth in stages, width
+    scales = 2 * width
+    for stage, count in enumerate(blocks):
+        inner = width * 2**stage
+        for block in range(count):
+            before = side
+            if stage and not block:
+                side //= 2
+            if bottlenecks:
+                layers = [(1, channels, inner, before), (3, inner, inner, side), (1, inner, 4 * inner, side)]
+            else:
+                layers = [(3, channels, inner, side), (3, inner, inner, side)]
+            outer = layers[-1][2]
+            if imagenet and not plain and outer != channels:
+                layers.append((1, channels, outer, side))
+            weights += sum(kernel * kernel * fan * out for kernel, fan, out, _ in layers)
+            cost += sum(place * place * kernel * kernel * fan * out for kernel, fan, out, place in layers)
+            scales += sum(2 * out for _, _, out, _ in layers)
+            channels = outer
+    return weights + scales + channels * classes + classes, cost + channels * classes
+
+
+@pytest.mark.parametrize("name", list_models("resnet*") + list_models("plain*"))
+def test_depth_counts_the_weight_layers_outside_shortcuts(name: str) -> None:
+    weighted = [path for path, module in on_meta(name).named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert sum("shortcut" not in path for path in weighted) == CATALOG.get(name).depth
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "shortcut", "stem", "extra"),
+    [
+        ("basic", "A", "small", {}),
+        ("basic", "plain", "small", {}),
+        ("basic", "B", "imagenet", {}),
+        ("3x3", "B", "imagenet", {}),
+        ("3x3", "plain", "imagenet", {}),
+        ("1x1", "C", "small", {"dropout": 0.5}),
+    ],
+)
+def test_every_kind_of_unit_is_captured_in_one_graph_that_computes_the_same(
+    kind: str, shortcut: str, stem: str, extra: dict[str, Any], training: bool
+) -> None:
+    """The graph of a network depends on its kinds of units, not on their number: two stages stand for all."""
+    model = resnet((1, 1), 8, kind, shortcut=shortcut, stem=stem, in_channels=3, num_classes=5, **extra).train(training)
+    twin = copy.deepcopy(model)
+    x = torch.randn(4, 3, 32, 32)
+    torch.manual_seed(3)
+    y, graphs = captured(model, x)
+    assert graphs == 1
+    torch.manual_seed(3)
+    torch.testing.assert_close(y, twin(x), rtol=0, atol=0)
+    for (path, own), other in zip(model.state_dict().items(), twin.state_dict().values()):
+        assert torch.equal(own, other), path

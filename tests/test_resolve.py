@@ -10,6 +10,7 @@ import torch
 
 from residua.dataset import ArraySamples, Dataset, Facts, FileSamples
 from residua.errors import RequestError, UnreadableImage
+from residua.models import create_model
 from residua.recipe import Recipe, replaced
 from residua.resolve import DEFAULT_EPOCHS, DEFAULT_STEPS, class_weights, held_out, make_order, normalization, resolve
 
@@ -95,6 +96,16 @@ def test_what_is_resolved_stays_as_it_is() -> None:
 def test_a_recipe_that_contradicts_the_data_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         resolved(changes, dataset())
+
+
+@pytest.mark.parametrize("name", ["highway_10", "highway_conv_10_16", "residual_mlp"])
+def test_a_network_that_takes_one_size_only_is_built_for_the_images_size(name: str) -> None:
+    recipe = resolved({"model.name": name}, dataset(side=12))
+    assert recipe.model.options == {"num_classes": 3, "in_channels": 3, "image_size": 12}
+    assert create_model(name, **recipe.model.options)(torch.zeros(2, 3, 12, 12)).shape == (2, 3)
+    assert "image_size" not in resolved({"model.name": "highway_conv_19"}, dataset(side=12)).model.options
+    with pytest.raises(RequestError, match="image_size = 28, but the data has 12 pixels a side"):
+        resolved({"model.name": name, "model.image_size": 28}, dataset(side=12))
 
 
 def test_a_holdout_is_set_aside_the_same_every_time_and_watched() -> None:

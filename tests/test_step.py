@@ -16,7 +16,7 @@ from residua.batches import Batch, Order, Share, even_cuts, train_batches
 from residua.dataset import ArraySamples
 from residua.errors import RunError
 from residua.models import create_model
-from residua.network import Network
+from residua.network import Auxiliary, Head, Network
 from residua.plan import PLANS
 from residua.recipe import Recipe, replaced
 from residua.step import NonFiniteLoss, Step
@@ -232,6 +232,71 @@ def test_a_step_that_was_stored_goes_on_identically(name: str) -> None:
     for file, tensors in step.tensors().items():
         for key, tensor in tensors.items():
             assert torch.equal(tensor, other.tensors()[file][key]), (file, key)
+
+
+# ------------------------------------------------------------------------------------------------------ the head first
+
+
+def test_while_only_the_head_is_trained_the_update_is_that_of_a_linear_layer_on_fixed_features() -> None:
+    """By hand: features of the network in evaluation mode, softmax regression with momentum and decay on top of them."""
+    recipe = recipe_with(optim__head_first=0.3, optim__weight_decay=0.01)
+    step = make_step(network(normalization="batch", stochastic_depth=0.5), recipe)
+    twin = copy.deepcopy(step.network).eval()
+    weights = [p.detach().clone() for p in twin.head.parameters()]
+    velocity = [torch.zeros_like(w) for w in weights]
+    for number in range(3):
+        batch = batch_of(recipe, number)
+        step(batch)
+        x, _ = transformed(batch.images, recipe.augment, STATS, Key(recipe.seed, batch.epoch), batch.draws)
+        with torch.no_grad():
+            pooled = twin.features(x)[-1].mean((2, 3))
+            slope = (F.linear(pooled, *weights).softmax(1) - F.one_hot(batch.labels, CLASSES)) / len(x)
+            for index, gradient in enumerate((slope.T @ pooled, slope.sum(0))):
+                velocity[index] = 0.9 * velocity[index] + gradient + 0.01 * weights[index]
+                weights[index] = weights[index] - 0.05 * velocity[index]
+    for a, b in zip(step.network.head.parameters(), weights):
+        torch.testing.assert_close(a.detach(), b, rtol=1e-4, atol=1e-6)
+    before = twin.state_dict()
+    for name, tensor in step.network.state_dict().items():
+        assert name.startswith("head.") or torch.equal(tensor, before[name]), name
+    step(batch_of(recipe, 3))
+    assert all(p.grad is not None for p in step.network.parameters())
+    for name, tensor in step.network.state_dict().items():
+        assert not torch.equal(tensor, before[name]), f"{name} is trained from step 3 of 10 on"
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.0, 0), (0.04, 0), (0.3, 3), (0.7, 7), (1.0, 10)])
+def test_the_head_is_trained_first_for_its_share_of_the_steps(share: float, steps: int) -> None:
+    step = make_step(network(), recipe_with(optim__head_first=share))
+    alone = []
+    for number in range(10):
+        step(batch_of(step.recipe, number))
+        alone.append(step.network.stem.conv.weight.grad is None)
+    assert alone == [True] * steps + [False] * (10 - steps)
+
+
+def test_a_measurement_between_two_steps_does_not_bring_the_rest_into_training_mode() -> None:
+    step = make_step(network(normalization="batch", dropout=0.5), recipe_with(optim__head_first=0.5))
+    step(batch_of(step.recipe, 0))
+    step.network.eval()
+    step.train()
+    modes = {name: module.training for name, module in step.network.named_modules()}
+    assert modes["head.dropout"]
+    assert not any(training for name, training in modes.items() if name.startswith(("stem", "stages")))
+    step(batch_of(step.recipe, 7))
+    assert all(module.training for module in step.network.modules())
+
+
+def test_auxiliary_heads_count_as_the_head() -> None:
+    body = network()
+    inner = Auxiliary(Head(16, CLASSES), 0, 0, 0.3)
+    model = Network(
+        body.stem, body.stages, body.head, feature_channels=(16, 32, 64), feature_reductions=(1, 2, 4), auxiliaries=[inner]
+    )
+    step = make_step(model, recipe_with(optim__head_first=0.5))
+    step(batch_of(step.recipe, 0))
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {f"{head}.classifier.{leaf}" for head in ("head", "auxiliaries.0.head") for leaf in ("weight", "bias")}
 
 
 # ------------------------------------------------------------------------------------------------------------ the loss

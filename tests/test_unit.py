@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from residua import keyed
 from residua.models import create_model
-from residua.unit import Add, BranchOnly, Concat, Gate, SampledAdd, Unit, draw_depth, switched_off, walk
+from residua.shortcuts import PoolingIndices
+from residua.unit import Add, BranchOnly, Concat, Gate, SampledAdd, Unit, Unpool, draw_depth, switched_off, walk
 
 
 class Times(nn.Module):
@@ -48,6 +49,27 @@ def test_concatenation_joins_the_channels() -> None:
 def test_a_gate_weighs_branch_and_shortcut() -> None:
     t = torch.sigmoid(0.5 * X)
     torch.testing.assert_close(Unit(Times(3), nn.Identity(), Gate(Times(0.5)))(X), t * 3 * X + (1 - t) * X)
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_unpooling_puts_each_value_where_the_largest_of_its_window_stood(dims: int) -> None:
+    pool = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)[dims - 1](2)
+    x = torch.randn(2, 3, *(4, 6, 2)[:dims])
+    unit = Unit(nn.Sequential(pool, Times(-2)), PoolingIndices(2), Unpool(2), Times(4))
+    y = unit(x)
+    assert y.shape == x.shape
+    stands = y != 0
+    assert torch.equal(y[stands], -8 * x[stands])
+    assert int(stands.sum()) == x.numel() // 2**dims
+    torch.testing.assert_close(pool(torch.where(stands, x, -torch.inf)), pool(x), rtol=0, atol=0)
+    with switched_off(unit):
+        assert torch.equal(unit(x), torch.zeros_like(x))
+    assert not next(walk(unit)).removable
+
+
+def test_pooling_indices_of_sizes_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sizes that it divides, not \(4, 5\)"):
+        PoolingIndices(2)(torch.zeros(1, 1, 4, 5))
 
 
 def test_a_sampled_addition_takes_all_or_nothing_in_training_and_the_expectation_in_evaluation() -> None:

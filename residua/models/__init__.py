@@ -6,8 +6,9 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
+from residua import variations
 from residua.catalog import Catalog
-from residua.errors import RequestError, unknown
+from residua.errors import RequestError
 from residua.network import Network
 from residua.published import Published
 
@@ -23,13 +24,17 @@ def create_model(name: str, **options: Any) -> Network:
     """The network called `name`, freshly initialised from torch's generator.
 
     `options` are those of its family (`num_classes`, `in_channels`, `shortcut`, `stem`, ...; a family's builder such as
-    `cifar_resnet` also takes `depth`). Raises `RequestError` for an unknown name or option, with the nearest ones, and for
-    a value that the family does not have.
+    `cifar_resnet` also takes `depth`) and those of `residua.variations.vary`, which any network built of units takes
+    (`initializer`, `start`, `stochastic_depth`). Raises `RequestError` for an unknown name or option, with the nearest
+    ones, and for a value that the family does not have.
     """
     entry = CATALOG.get(name)
     check_options(name, entry, options)
+    varied = {option: options.pop(option) for option in variations.OPTIONS if option in options}
     try:
-        return entry(**options)
+        network = entry(**options)
+        variations.vary(network, **varied)
+        return network
     except (TypeError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
@@ -38,11 +43,7 @@ def create_model(name: str, **options: Any) -> Network:
 
 def check_options(name: str, entry: Callable[..., Network], options: dict[str, Any]) -> None:
     """Raises `RequestError` for options that do not exist."""
-    if not isinstance(entry, Published):
-        entry = Published(entry, {}, "", "", 0, 0, 0, (3, 32, 32))
-        names = {**entry.options(), "depth": None}
-        for option in options:
-            if option not in names:
-                raise unknown(f"option of {name}", option, names)
-        options = {option: value for option, value in options.items() if option != "depth"}
-    entry.check(name, options)
+    if isinstance(entry, Published):
+        entry.check(name, options, variations.OPTIONS)
+    else:
+        Published(entry, {}, "", "", 0, 0, 0, (3, 32, 32)).check(name, options, ["depth", *variations.OPTIONS])

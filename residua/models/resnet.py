@@ -9,7 +9,7 @@ published weights do (the paper's table 2 uses A). Initialisation: `residua.laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -18,7 +18,7 @@ from residua.errors import RequestError
 from residua.layers import activation, he_normal_
 from residua.network import Head, Network, Stage, imagenet_stem, small_stem
 from residua.published import Published
-from residua.unit import Add, SampledAdd, Unit
+from residua.unit import Unit
 
 __all__ = [
     "resnet18", "resnet34", "resnet50", "resnet101", "resnet152",
@@ -38,25 +38,26 @@ def imagenet_resnet(
     num_classes: int = 1000,
     in_channels: int = 3,
     plain: bool = False,
+    layers: int = 2,
     shortcut: str = "B",
     stem: str = "imagenet",
     stride_on: str = "3x3",
     normalization: str = "batch",
     dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
 ) -> Network:
     """Table 1: 18 and 34 layers of basic units, 50, 101 and 152 layers of bottlenecks, in four stages of width 64 to 512.
 
     `shortcut` is the option "A", "B" or "C"; `stem` "imagenet" or "small"; `normalization` "batch", "group" or "none";
-    `dropout` acts before the classifier; `stochastic_depth` is the last unit's probability of being dropped, which rises
-    linearly from the first unit (Huang et al. 2016).
+    `dropout` acts before the classifier. `layers` is the number of layers of a basic unit; there are fewer units as each has
+    more, so that it must divide the layers of every stage.
     """
     if depth not in UNITS:
         raise RequestError(f"The ImageNet ResNets have {', '.join(map(str, UNITS))} layers, not {depth}.")
     kind = "basic" if depth < 50 else stride_on
     return resnet(
-        UNITS[depth], 64, kind, shortcut="plain" if plain else shortcut, stem=stem, in_channels=in_channels,
-        num_classes=num_classes, normalization=normalization, dropout=dropout, stochastic_depth=stochastic_depth,
+        regrouped(UNITS[depth], layers) if kind == "basic" else UNITS[depth], 64, kind,
+        layers=layers, shortcut="plain" if plain else shortcut, stem=stem, in_channels=in_channels,
+        num_classes=num_classes, normalization=normalization, dropout=dropout,
     )  # fmt: skip
 
 
@@ -66,25 +67,49 @@ def cifar_resnet(
     num_classes: int = 10,
     in_channels: int = 3,
     plain: bool = False,
+    layers: int = 2,
     shortcut: str = "A",
     stem: str = "small",
     normalization: str = "batch",
     dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
 ) -> Network:
     """Section 4.2: depth = 6n + 2 layers, three stages of n basic units of width 16, 32, 64, option A.
 
-    The options are those of `imagenet_resnet`.
+    `layers` is the number of layers of a unit, 1 to 4 (section 3.2; he2016 table 3 has one of one layer); the depth is then
+    3 layers n + 2. The other options are those of `imagenet_resnet`.
     """
-    if not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
-        below = max(8, (int(depth) - 2) // 6 * 6 + 2)
-        raise RequestError(
-            f"The CIFAR ResNets have 6n + 2 layers (8, 14, 20, ...), not {depth}; nearest: {below} and {below + 6}."
-        )
     return resnet(
-        ((depth - 2) // 6,) * 3, 16, "basic", shortcut="plain" if plain else shortcut, stem=stem, in_channels=in_channels,
-        num_classes=num_classes, normalization=normalization, dropout=dropout, stochastic_depth=stochastic_depth,
+        (cifar_units(depth, layers),) * 3, 16, "basic", layers=layers, shortcut="plain" if plain else shortcut, stem=stem,
+        in_channels=in_channels, num_classes=num_classes, normalization=normalization, dropout=dropout,
     )  # fmt: skip
+
+
+def cifar_units(depth: int, layers: int) -> int:
+    """The number n of units in each of the three stages of depth = 3 layers n + 2; refuses a depth of another form."""
+    _check_layers(layers)
+    step = 3 * layers
+    least = step + 2
+    if not isinstance(depth, int) or depth < least or (depth - 2) % step:
+        below = max(least, (int(depth) - 2) // step * step + 2)
+        raise RequestError(
+            f"The CIFAR ResNets have {step}n + 2 layers ({least}, {least + step}, {least + 2 * step}, ...), not {depth}; "
+            f"nearest: {below} and {below + step}."
+        )
+    return (depth - 2) // step
+
+
+def regrouped(units: Sequence[int], layers: int) -> tuple[int, ...]:
+    """The number of units a stage with the same layers, two a unit before and `layers` now; refuses what does not divide."""
+    _check_layers(layers)
+    if any(2 * count % layers for count in units):
+        counts = ", ".join(str(2 * count) for count in units)
+        raise RequestError(f"The stages of this depth have {counts} layers, which units of {layers} layers do not divide.")
+    return tuple(2 * count // layers for count in units)
+
+
+def _check_layers(layers: int) -> None:
+    if layers not in (1, 2, 3, 4):
+        raise RequestError(f"A unit has 1, 2, 3 or 4 layers, not {layers!r}.")
 
 
 def resnet(
@@ -92,18 +117,22 @@ def resnet(
     width: int,
     kind: str,
     *,
+    layers: int = 2,
     shortcut: str,
     stem: str,
     in_channels: int,
     num_classes: int,
     normalization: str = "batch",
     dropout: float = 0.0,
-    stochastic_depth: float = 0.0,
 ) -> Network:
     """A network of `units[i]` units of width `width * 2**i` in stage i; every stage but the first halves the resolution.
 
     `kind`: "basic", or the place of the bottleneck's stride, "3x3" or "1x1". `shortcut`: "A", "B", "C", or "plain" for none.
+    `layers`: those of a basic unit, 1 to 4.
     """
+    _check_layers(layers)
+    if kind != "basic" and layers != 2:
+        raise RequestError(f"A bottleneck has three layers; only basic units take layers={layers}.")
     for name, value, valid in (
         ("shortcut", shortcut, ("A", "B", "C", "plain")),
         ("stem", stem, tuple(STEMS)),
@@ -113,12 +142,12 @@ def resnet(
         if value not in valid:
             raise RequestError(f"{name} {value!r} is none of {', '.join(map(repr, valid))}.")
     make_stem, reduction = STEMS[stem]
-    stages, channels, features, drops = [], width, [], _drops(sum(units), stochastic_depth)
+    stages, channels, features = [], width, []
     for index, count in enumerate(units):
         stage = Stage()
         for position in range(count):
             stride = 2 if index and not position else 1
-            stage.append(_unit(kind, shortcut, channels, width * 2**index, stride, next(drops), normalization))
+            stage.append(_unit(kind, layers, shortcut, channels, width * 2**index, stride, normalization))
             channels = width * 2**index * (1 if kind == "basic" else 4)
         stages.append(stage)
         features.append(channels)
@@ -133,23 +162,16 @@ def resnet(
     return network
 
 
-def _unit(kind: str, shortcut: str, in_channels: int, width: int, stride: int, drop: float, normalization: str) -> Unit:
+def _unit(kind: str, layers: int, shortcut: str, in_channels: int, width: int, stride: int, normalization: str) -> Unit:
     if kind == "basic":
-        branch, out_channels = branches.basic(in_channels, width, stride, normalization=normalization), width
+        branch, out_channels = branches.basic(in_channels, width, stride, layers=layers, normalization=normalization), width
     else:
         branch = branches.bottleneck(in_channels, width, stride, stride_on=kind, normalization=normalization)
         out_channels = 4 * width
     if shortcut == "plain":
         return Unit(branch, post=activation())
     h: nn.Module = shortcuts.option(shortcut, in_channels, out_channels, stride, normalization=normalization)
-    return Unit(branch, h, merge=SampledAdd(drop) if drop else Add(), post=activation())
-
-
-def _drops(count: int, last: float) -> Iterator[float]:
-    """The linear decay rule of stochastic depth: unit l of L is dropped with probability l / L times the last one's."""
-    if not 0 <= last < 1:
-        raise RequestError(f"stochastic_depth is a probability in [0, 1), not {last}.")
-    return iter([last * (index + 1) / count for index in range(count)])
+    return Unit(branch, h, post=activation())
 
 
 def _imagenet(depth: int, parameters: int, multiply_adds: int, *, plain: bool = False) -> Published:
