@@ -34,10 +34,11 @@ def vary(network: Network, *, initializer: str | None = None, start: str | None 
     (sqrt(1 / fan_in); LeCun et al. 1998), "glorot" (uniform within sqrt(6 / (fan_in + fan_out)); Glorot and Bengio 2010) or
     "orthogonal" (gain 1; Saxe et al. 2014).
 
-    `start` is how additive branches begin, the weights being those of the builder or of `initializer`: "zero_gamma" (the last layer of each branch at zero, a normalisation's scale if that
-    is what it ends with; Goyal et al. 2017, section 5.1), "skipinit" and "rezero" (a learned factor 0 on each branch; De and
-    Smith 2020, without normalisation, and Bachlechner et al. 2020), "layerscale" (a learned factor a channel, 0.1 up to 18
-    units, 1e-5 up to 24, 1e-6 beyond; Touvron et al. 2021, section 2), or "fixup" (Zhang et al. 2019, section 3).
+    `start` is how additive branches begin, all other weights as they are: "zero_gamma" (the last layer of each branch at zero, a
+    normalisation's scale if that is what it ends with; Goyal et al. 2017, section 5.1), "skipinit" and "rezero" (a learned
+    factor 0 on each branch; De and Smith 2020, without normalisation, and Bachlechner et al. 2020), "layerscale" (a learned
+    factor a channel, 0.1 up to 18 units, 1e-5 up to 24, 1e-6 beyond; Touvron et al. 2021, section 2), or "fixup" (Zhang et al.
+    2019, section 3, without normalisation).
 
     `stochastic_depth` in [0, 1) is the last unit's probability of being dropped in training; unit l of L has l / L of it
     (Huang et al. 2016, equation 4).
@@ -160,7 +161,8 @@ def _fixup(network: Network, units: list[Unit]) -> None:
         unit.branch = _followed_by(_shifted(unit.branch), scale=Scale(1.0), shift=Shift())
         if isinstance(unit.shortcut, (nn.Sequential, *_WEIGHTED)):
             unit.shortcut = _shifted(unit.shortcut)
-    network.stem = _shifted(network.stem, first=False)
+    if isinstance(network.stem, nn.Sequential):
+        network.stem = _shifted(network.stem, first=False)
     for stage in network.stages:
         for place, module in enumerate(stage if isinstance(stage, nn.Sequential) else ()):
             if isinstance(module, (nn.Sequential, *_WEIGHTED, *_ACTIVATIONS)):
@@ -178,9 +180,8 @@ def _shifted(chain: nn.Module, first: bool = True) -> nn.Sequential:
     for name, layer in chain.named_children() if isinstance(chain, nn.Sequential) else [("layer", chain)]:
         if isinstance(layer, _WEIGHTED):
             layer.register_parameter("bias", None)
-        if isinstance(layer, (*_WEIGHTED, *_ACTIVATIONS)):
-            if first:
-                result.add_module(f"shift_{name}", Shift())
-            first = True
-        result.add_module(name, _shifted(layer) if isinstance(layer, nn.Sequential) else layer)
+        if first and isinstance(layer, (*_WEIGHTED, *_ACTIVATIONS)):
+            result.add_module(f"shift_{name}", Shift())
+        result.add_module(name, _shifted(layer, first) if isinstance(layer, nn.Sequential) else layer)
+        first = first or any(isinstance(module, _WEIGHTED) for module in layer.modules())
     return result

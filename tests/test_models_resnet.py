@@ -27,6 +27,8 @@ STRIDE_ON_FIRST = {50: 3_857_973_248, 101: 7_570_194_432, 152: 11_282_415_616}
 # Table 6: parameters in millions as printed.
 PRINTED_MILLIONS = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7, 1202: 19.4}
 
+FAMILY = [name for name in list_models() if CATALOG.modules[name] == "residua.models.resnet"]
+
 
 def on_meta(name: str, **options: object) -> Network:
     with torch.device("meta"):
@@ -204,7 +206,7 @@ def test_a_stage_that_begins_with_a_stride_halves_the_resolution() -> None:
 # ------------------------------------------------------------------------------------------------ facts and graphs
 
 
-@pytest.mark.parametrize("name", list_models("resnet*") + list_models("plain*"))
+@pytest.mark.parametrize("name", FAMILY)
 def test_the_declared_facts_follow_from_products_of_dimensions(name: str) -> None:
     entry = CATALOG.get(name)
     assert (entry.parameters, entry.multiply_adds) == closed_form(name)
@@ -243,7 +245,7 @@ def closed_form(name: str) -> tuple[int, int]:
     return weights + scales + channels * classes + classes, cost + channels * classes
 
 
-@pytest.mark.parametrize("name", list_models("resnet*") + list_models("plain*"))
+@pytest.mark.parametrize("name", FAMILY)
 def test_depth_counts_the_weight_layers_outside_shortcuts(name: str) -> None:
     weighted = [path for path, module in on_meta(name).named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     assert sum("shortcut" not in path for path in weighted) == CATALOG.get(name).depth

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from residua.shortcuts import ZeroPad, option
+from residua.shortcuts import Dropped, Gated, ZeroPad, option
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -45,3 +45,39 @@ def test_the_options_are_those_of_the_paper(dims: int) -> None:
 def test_a_projection_without_normalization_has_a_bias() -> None:
     assert option("C", 4, 4, 1, normalization="none").conv.bias is not None
     assert isinstance(option("C", 4, 4, 1, normalization="group").norm, nn.GroupNorm)
+
+
+def test_a_gated_shortcut_is_one_minus_the_gate_times_the_shortcut() -> None:
+    x, transform = torch.randn(2, 4, 3, 3), nn.Conv2d(4, 6, 1)
+    gated = Gated(ZeroPad(4, 6, 1), transform)
+    expected = (1 - torch.sigmoid(transform(x))) * ZeroPad(4, 6, 1)(x)
+    torch.testing.assert_close(gated(x), expected)
+    assert len(list(gated.parameters())) == 2
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.3])
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_dropped_shortcut_has_the_stated_values_and_expectation(rate: float, inverted: bool, whole: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(4_000, 3, 2, 2, dtype=torch.float64) + 1
+    dropped = Dropped(rate, inverted=inverted, whole=whole).train()
+    ratios = dropped(x) / x
+    kept = ratios > 0
+    torch.testing.assert_close(ratios[kept], torch.full_like(ratios[kept], 1 / (1 - rate) if inverted else 1.0))
+    one_draw = kept[:, :1, :1, :1]
+    assert torch.equal(kept, one_draw.expand_as(kept)) == whole
+    draws = one_draw if whole else kept
+    assert abs(float(draws.double().mean()) - (1 - rate)) < 5 * (rate * (1 - rate) / draws.numel()) ** 0.5
+    expectation = x if inverted else (1 - rate) * x
+    torch.testing.assert_close(dropped.eval()(x), expectation)
+    torch.testing.assert_close(float(ratios.mean()), float((expectation / x).mean()), rtol=0.08, atol=0)
+
+
+def test_dropped_shortcuts_are_drawn_anew_and_by_torchs_generator() -> None:
+    dropped, x = Dropped(0.5), torch.ones(1, 8, 8, 8)
+    torch.manual_seed(1)
+    first, second = dropped(x), dropped(x)
+    torch.manual_seed(1)
+    assert torch.equal(dropped(x), first)
+    assert not torch.equal(first, second)
