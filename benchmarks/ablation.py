@@ -21,16 +21,17 @@ from typing import Any
 # What is left when a part of `fast` is taken out. Each is the usual choice where one has not thought about it.
 PARTS: dict[str, dict[str, Any]] = {
     "whole recipe": {},
+    "SGD (Nesterov, rate 0.2, decay 5e-4) for Muon": {
+        "optim.name": "sgd", "optim.nesterov": True, "optim.lr": 0.2, "optim.weight_decay": 5e-4,
+    },
     "without the falling schedule (constant rate)": {"schedule.shape": "constant"},
     "without warm-up": {"schedule.warmup": 0.0},
     "without the average of weights": {"average.decay": 0.0},
     "without label smoothing": {"label_smoothing": 0.0},
-    "without Nesterov": {"optim.nesterov": False},
-    "decay on normalisations and biases too": {"optim.decay_all": True},
-    "decay 1e-4 (he2015)": {"optim.weight_decay": 1e-4},
+    "without weight decay": {"optim.weight_decay": 0.0},
     "without the mirror image": {"augment.flip": False},
     "without the random crop": {"augment.crop": "none"},
-}
+}  # fmt: skip
 
 
 def run_once(job: tuple[str, int, dict[str, Any], dict[str, Any]]) -> tuple[str, int, float, float]:

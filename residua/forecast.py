@@ -93,7 +93,7 @@ def total_steps(recipe: Recipe, order: Order, pace: float, spent: float, measure
     """The number of updates: as asked, or what fits into `minutes` at `pace` seconds a step, less the seconds `spent` so far.
 
     Kept back: measuring `measured` images as often as the recipe says and twice at the end, each at half of what an image
-    costs in training (a forward pass, and decoding), and a twentieth, by which a long run is slower than its first steps.
+    costs in training (a forward pass, and decoding), and a twelfth, by which long runs were slower than their first steps.
     """
     if recipe.steps is not None:
         return recipe.steps
@@ -101,7 +101,7 @@ def total_steps(recipe: Recipe, order: Order, pace: float, spent: float, measure
         return max(1, round(recipe.epochs * order.steps_per_epoch))
     assert recipe.minutes is not None
     measuring = (recipe.evaluations + 2) * measured / recipe.batch_size * pace / 2
-    return max(1, int((recipe.minutes * 60 - spent - measuring) * 0.95 / pace))
+    return max(1, int((recipe.minutes * 60 - spent - measuring) * 0.92 / pace))
 
 
 def needs(network: Network, recipe: Recipe, chosen: Plan, share: Share, device: torch.device, seconds: float) -> dict[str, float]:

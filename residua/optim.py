@@ -89,38 +89,53 @@ class Muon(Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update from the gradients at hand."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+            found = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in found:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            self._nesterov([parameter for parameter in found if parameter.ndim < 3], group)
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for parameter in found:
+                if parameter.ndim >= 3:
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for parameters in shapes.values():
+                self._orthogonal(parameters, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer, gradient = state["momentum_buffer"], parameter.grad
-        assert gradient is not None
-        if parameter.ndim < 3:
-            gradient = gradient.add(parameter, alpha=group["weight_decay"])
-            buffer.mul_(group["momentum"]).add_(gradient)
-            parameter.add_(gradient.add(buffer, alpha=group["momentum"]), alpha=-group["lr"])
+    def _nesterov(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        if not parameters:
             return
-        buffer.lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonalized(gradient.lerp(buffer, group["momentum"]).flatten(1)).view_as(parameter)
-        scale = group["lr"] * group["ratio"] * max(parameter.shape[0], parameter[0].numel()) ** 0.5
-        parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-scale)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, gradients)
+        torch._foreach_add_(gradients, buffers, alpha=group["momentum"])
+        torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
+
+    def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """The update of convolutions of one shape, whose matrices are multiplied in one batch: there are many small ones."""
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        mixed = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        directions = orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed]))
+        first = parameters[0]
+        scale = group["lr"] * group["ratio"] * max(first.shape[0], first[0].numel()) ** 0.5
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, [direction.view(first.shape) for direction in directions], alpha=-scale)
 
 
-def orthogonalized(matrix: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrix, roughly (singular values in about [0.7, 1.2]): the quintic Newton-Schulz iteration with
-    Jordan's coefficients, in float32."""
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest orthogonal matrices, roughly (singular values in about [0.7, 1.2]): the quintic Newton-Schulz iteration with
+    Jordan's coefficients. [B, rows, columns] -> the same."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class Averaged:

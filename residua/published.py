@@ -10,7 +10,21 @@ from typing import Any
 from residua.errors import RequestError, unknown
 from residua.network import Network
 
-__all__ = ["Published"]
+__all__ = ["PAPERS", "Published"]
+
+PAPERS = {
+    "he2015": "He et al. 2015, Deep Residual Learning for Image Recognition",
+    "he2016": "He et al. 2016, Identity Mappings in Deep Residual Networks",
+    "wrn": "Zagoruyko and Komodakis 2016, Wide Residual Networks",
+    "resnext": "Xie et al. 2016, Aggregated Residual Transformations for Deep Neural Networks",
+    "densenet": "Huang et al. 2016, Densely Connected Convolutional Networks",
+    "highway": "Srivastava et al. 2015, Highway Networks",
+    "inception_resnet": "Szegedy et al. 2016, Inception-v4, Inception-ResNet and the Impact of Residual Connections",
+    "alexnet": "Krizhevsky et al. 2012, ImageNet Classification with Deep Convolutional Neural Networks",
+    "vgg": "Simonyan and Zisserman 2014, Very Deep Convolutional Networks for Large-Scale Image Recognition",
+    "googlenet": "Szegedy et al. 2014, Going Deeper with Convolutions",
+}
+"""The papers that describe the networks, by the key that `Published.paper` gives."""
 
 
 @dataclass(frozen=True)

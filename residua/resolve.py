@@ -80,19 +80,32 @@ def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dic
         notes.append(f"No model is given: {name}, the default for images of {side} pixels (--model chooses another).")
     entry = models.CATALOG.get(name)
     decided = [("num_classes", len(dataset.classes), "classes"), ("in_channels", dataset.facts.channels, "channels")]
-    if "image_size" in inspect.signature(entry.builder if isinstance(entry, Published) else entry).parameters:
+    known = inspect.signature(entry.builder if isinstance(entry, Published) else entry).parameters
+    if "image_size" in known:
         decided.append(("image_size", side, "pixels a side"))  # a network that takes one size only
     for option, value, what in decided:
         if options.setdefault(option, value) != value:
             raise RequestError(f"model.{option} = {options[option]}, but the data has {value} {what}.")
-    imagenet_form = isinstance(entry, Published) and entry.input_shape[-1] > SMALL
-    if imagenet_form and side <= SMALL and "stem" not in options:
-        options["stem"] = "small"
-        notes.append(
-            f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own)."
-        )
+    if isinstance(entry, Published):
+        if "image_size" not in known:
+            _fits(name, entry, side)
+        if "stem" in known and "stem" not in options and entry.input_shape[-1] > SMALL >= side:
+            options["stem"] = "small"
+            notes.append(
+                f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own)."
+            )
     models.check_options(name, entry, options)
     return {"model.name": name, "model.options": options}
+
+
+def _fits(name: str, entry: Published, side: int) -> None:
+    """Raises `RequestError` for images that are too small for the network or, if it takes one size only, too large."""
+    least, whole = entry.least_side, entry.least_side == entry.input_shape[-1]
+    if side < least or (whole and side > least):
+        raise RequestError(
+            f"{name} takes images of {'' if whole else 'at least '}{least} pixels, and these have {side}. "
+            f"--set data.image_size={least} resizes them."
+        )
 
 
 def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2_000) -> dict[str, Tensor]:

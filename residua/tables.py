@@ -6,18 +6,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from residua.prediction import Prediction
-from residua.published import Published
+from residua.published import PAPERS, Published
 
 __all__ = ["classes", "data", "headline", "machine", "network", "networks", "predictions"]
 
 
 def networks(rows: Iterable[tuple[str, Published]]) -> str:
-    """The catalogue: a line a network."""
-    lines = [f"{'name':<16}{'depth':>6}{'parameters':>14}{'multiply-adds':>18}  {'input':<12}paper"]
+    """The catalogue by paper: a line a network."""
+    groups: dict[str, list[tuple[str, Published]]] = {}
     for name, entry in rows:
-        size = "x".join(map(str, entry.input_shape))
-        numbers = f"{entry.depth:>6}{entry.parameters:>14,}{entry.multiply_adds:>18,}"
-        lines.append(f"{name:<16}{numbers}  {size:<12}{entry.paper}, {entry.table}")
+        groups.setdefault(entry.paper, []).append((name, entry))
+    width = max((len(name) for group in groups.values() for name, _ in group), default=4) + 2
+    lines = [f"{'name':<{width}}{'depth':>6}{'parameters':>14}{'multiply-adds':>18}  {'input':<12}where"]
+    for paper, group in groups.items():
+        lines += ["", PAPERS[paper]]
+        for name, entry in group:
+            size = "x".join(map(str, entry.input_shape))
+            numbers = f"{entry.depth:>6}{entry.parameters:>14,}{entry.multiply_adds:>18,}"
+            lines.append(f"{name:<{width}}{numbers}  {size:<12}{entry.table}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
-"""The tables of the documentation that follow from the code: modules, fields of a recipe, options of the command line.
+"""What of the documentation follows from the code: tables of modules, fields of a recipe, options of the command line, and of
+families of networks and their facts, and the figures of units.
 
-`.venv/bin/python tests/doc_tables.py` writes them anew; test_docs fails where they differ. The last column of a table of fields
-or options is written by hand and kept.
+`.venv/bin/python tests/doc_tables.py` writes all of it anew; test_docs fails where it differs. The last column of a table of
+fields or options is written by hand and kept.
 """
 
 from __future__ import annotations
@@ -10,19 +11,27 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
+from torch import nn
 from typer.main import get_command
 
-from residua import recipe
+from residua import drawing, recipe
 from residua.cli import app
+from residua.models import CATALOG, create_model
+from residua.network import Network
+from residua.published import Published
+from residua.unit import walk
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "residua"
 CATALOGUES = ("models", "data", "tasks", "recipes")
-BLOCK = re.compile(r"<!-- begin (?P<name>modules|fields|options \w+) -->\n(?P<text>.*?)<!-- end (?P=name) -->", re.DOTALL)
+NAMES = r"modules|fields|options \w+|families|facts \w+|figure \S+ \S+"
+BLOCK = re.compile(rf"<!-- begin (?P<name>{NAMES}) -->\n(?P<text>.*?)<!-- end (?P=name) -->", re.DOTALL)
 
 
 # --------------------------------------------------------------------------------------------------------------- modules
@@ -118,6 +127,74 @@ def verbs() -> list[str]:
     return list(get_command(app).commands)  # type: ignore[attr-defined]
 
 
+# -------------------------------------------------------------------------------------------------------------- networks
+
+
+def family(stem: str) -> dict[str, Published]:
+    """The published networks of one file of the catalogue, in its order."""
+    return {name: entry for name, entry in CATALOG.items() if entry_file(name) == stem and isinstance(entry, Published)}
+
+
+def entry_file(name: str) -> str:
+    """The file of the catalogue that holds an entry."""
+    return CATALOG.modules[name].rpartition(".")[2]
+
+
+@cache
+def built(name: str) -> Network:
+    """A published network without memory for its weights."""
+    with torch.device("meta"):
+        return create_model(name)
+
+
+def facts(stem: str) -> Iterator[str]:
+    """A row for each published network of a family."""
+    yield "| name | depth | parameters | multiply-adds | input | source |"
+    yield "|---|---:|---:|---:|---|---|"
+    for name, entry in family(stem).items():
+        size = " x ".join(map(str, entry.input_shape))
+        numbers = f"{entry.depth:,} | {entry.parameters:,} | {entry.multiply_adds:,}"
+        yield f"| `{name}` | {numbers} | {size} | {entry.paper}, {entry.table} |"
+
+
+def families() -> Iterator[str]:
+    """A row for each kind of unit in the catalogue: what its parts are, read off the smallest network of its builder."""
+    yield "| family | builder, in its smallest published form | shortcut h | merge | post f |"
+    yield "|---|---|---|---|---|"
+    for stem in dict.fromkeys(map(entry_file, CATALOG.names())):
+        smallest: dict[Any, str] = {}
+        for name, entry in sorted(family(stem).items(), key=lambda item: item[1].multiply_adds):
+            smallest.setdefault((entry.builder, bool(entry.arguments.get("plain"))), name)
+        for (builder, _), name in smallest.items():
+            units = [found.unit for found in walk(built(name))]
+            shortcuts = ["none" if unit.shortcut is None else part_name(unit.shortcut) for unit in units]
+            parts = (shortcuts, [type(unit.merge).__name__ for unit in units], [part_name(unit.post) for unit in units])
+            cells = [", ".join(dict.fromkeys(part)) or "no units" for part in parts]
+            page = f"[{stem}](families/{stem}.md)"
+            yield f"| {page} | `{builder.__name__}`, `{name}` | {' | '.join(cells)} |"
+
+
+def part_name(module: nn.Module) -> str:
+    """A part of a unit in a word or two."""
+    if isinstance(module, nn.Identity):
+        return "identity"
+    if isinstance(module, nn.Sequential):
+        return " + ".join(part_name(child) for child in module if not isinstance(child, nn.Identity))
+    return drawing.label(module)[0].split(",")[0].partition(" +")[0]
+
+
+def figure(name: str, path: str) -> str:
+    """The figure of a unit of a network as SVG."""
+    with torch.random.fork_rng(devices=[]):
+        unit = create_model(name).get_submodule(path)
+    return drawing.unit_svg(unit, f"{name}, {path}")
+
+
+def figure_file(name: str, path: str) -> Path:
+    """Where the figure of a unit is kept."""
+    return ROOT / "docs" / "figures" / f"{name}-{path.replace('.', '-')}.svg"
+
+
 # ---------------------------------------------------------------------------------------------------------------- blocks
 
 
@@ -131,6 +208,13 @@ def block(name: str, text: str) -> str:
     """The text that belongs between the marks of block `name`, which now holds `text`."""
     if name == "modules":
         return "\n".join(modules()) + "\n"
+    if name == "families":
+        return "\n".join(families()) + "\n"
+    if name.startswith("facts "):
+        return "\n".join(facts(name.removeprefix("facts "))) + "\n"
+    if name.startswith("figure "):
+        _, network, path = name.split()
+        return f"![The unit {path} of {network}](../figures/{figure_file(network, path).name})\n"
     by_hand = kept(text)
     if name == "fields":
         rows = [f"| `{field}` | {values} | {default} | {by_hand.get(field, '')} |" for field, values, default in fields()]
@@ -145,9 +229,20 @@ def rewritten(text: str) -> str:
     return BLOCK.sub(lambda m: f"<!-- begin {m['name']} -->\n{block(m['name'], m['text'])}<!-- end {m['name']} -->", text)
 
 
+def figures(text: str) -> Iterator[tuple[str, str]]:
+    """(network, path) of each figure of a page."""
+    for found in BLOCK.finditer(text):
+        if found["name"].startswith("figure "):
+            _, network, path = found["name"].split()
+            yield network, path
+
+
 def main() -> None:
-    """Writes the tables of all pages anew."""
-    for path in sorted((ROOT / "docs").glob("*.md")):
+    """Writes the tables and figures of all pages anew."""
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        for network, unit in figures(path.read_text(encoding="utf-8")):
+            figure_file(network, unit).parent.mkdir(exist_ok=True)
+            figure_file(network, unit).write_text(figure(network, unit), encoding="utf-8")
         before = path.read_text(encoding="utf-8")
         after = rewritten(before)
         if after != before:

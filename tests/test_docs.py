@@ -14,11 +14,12 @@ from toy_runs import write_image
 from typer.main import get_command
 
 from residua.cli import app
+from residua.models import CATALOG
 from residua.recipe import parse_overrides
 from residua.training import request
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?P<mark><!-- run -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 SHELL = (
     ". .venv/bin/activate",
@@ -139,6 +140,12 @@ def test_the_examples_of_a_recipe_are_ones(tmp_path: Path) -> None:
     assert read(tmp_path / "mine.toml").augment.mixup == 0.2
 
 
+def test_the_example_of_weights_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert executed("weights.md")["report"].taken > 0
+    assert (tmp_path / "mine.safetensors").is_file()
+
+
 def executed(page: str) -> dict[str, object]:
     """What the marked Python of a page defines."""
     (text,) = blocks(ROOT / "docs" / page, "python", run=True)
@@ -154,6 +161,27 @@ def executed(page: str) -> dict[str, object]:
 def test_tables_follow_the_code(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert doc_tables.rewritten(text) == text, "run `.venv/bin/python tests/doc_tables.py`, and fill in what is empty"
+
+
+FIGURES = sorted({found for page in PAGES for found in doc_tables.figures(page.read_text(encoding="utf-8"))})
+
+
+@pytest.mark.parametrize(("network", "unit"), FIGURES)
+def test_figures_follow_the_code(network: str, unit: str) -> None:
+    drawn = doc_tables.figure_file(network, unit).read_text(encoding="utf-8")
+    assert drawn == doc_tables.figure(network, unit), "run `.venv/bin/python tests/doc_tables.py`"
+
+
+def test_no_figure_is_left_over() -> None:
+    kept = {path.name for path in (ROOT / "docs" / "figures").glob("*.svg")}
+    assert kept == {doc_tables.figure_file(*figure).name for figure in FIGURES}
+
+
+def test_every_family_of_networks_has_a_page_with_its_facts() -> None:
+    for stem in {doc_tables.entry_file(name) for name in CATALOG.names()}:
+        page = ROOT / "docs" / "families" / f"{stem}.md"
+        assert page.is_file(), f"docs/families/{stem}.md is missing"
+        assert f"<!-- begin facts {stem} -->" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -167,8 +167,9 @@ def test_sgd_equals_torchs_over_all_parameters() -> None:
 
 @pytest.mark.parametrize("shape", [(16, 144), (64, 64), (200, 30), (1, 9), (9, 1)])
 def test_orthogonalized_matrices_have_singular_values_near_one_and_the_same_directions(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalized(matrix)
+    both = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    matrix, found = both[1], orthogonalized(both)[1]
+    torch.testing.assert_close(found, orthogonalized(both[1:])[0])
     values = torch.linalg.svdvals(found)
     assert float(values.max()) <= 1.3
     if shape[0] != shape[1]:  # a square random matrix has a singular value near zero, which five steps cannot lift
@@ -185,11 +186,28 @@ def test_muon_turns_the_momentum_of_a_convolution_into_an_orthogonal_step_of_the
     optimizer = Muon([{"params": [weight], "lr": 0.1, "base_lr": 0.1, "weight_decay": 0.5}], momentum=0.9)
     weight.grad = torch.randn(8, 3, 3, 3)
     buffer = 0.1 * weight.grad
-    direction = orthogonalized((0.1 * weight.grad + 0.9 * buffer).flatten(1)).view_as(weight)
+    direction = orthogonalized((0.1 * weight.grad + 0.9 * buffer).flatten(1)[None]).view_as(weight)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), start * (1 - 0.1 * 0.5) - 0.1 * 0.2 * math.sqrt(27) * direction)
     update = (start * 0.95 - weight.detach()) / 0.1
     assert float(update.square().mean().sqrt()) == pytest.approx(0.2, rel=0.3)
+
+
+def test_muon_gives_convolutions_of_one_shape_what_each_would_get_alone() -> None:
+    weights = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((4, 3, 3, 3), (6, 4, 1, 1), (4, 3, 3, 3))]
+    alone = [nn.Parameter(weight.detach().clone()) for weight in weights]
+    settings = {"lr": 0.1, "base_lr": 0.1, "weight_decay": 0.5}
+    together = Muon([{"params": weights, **settings}])
+    single = [Muon([{"params": [weight], **settings}]) for weight in alone]
+    for _ in range(3):
+        for weight, twin in zip(weights, alone):
+            weight.grad = torch.randn_like(weight)
+            twin.grad = weight.grad.clone()
+        together.step()
+        for optimizer in single:
+            optimizer.step()
+    for weight, twin in zip(weights, alone):
+        torch.testing.assert_close(weight, twin, rtol=1e-10, atol=1e-12)
 
 
 def test_muon_leaves_the_classifier_and_the_normalizations_to_nesterov_momentum() -> None:

@@ -163,3 +163,18 @@ def test_class_weights_are_n_over_k_times_the_class_and_one_on_average() -> None
     assert float(weights[labels].mean()) == pytest.approx(1)
     assert class_weights(data, Recipe()) is None
     assert make_order(data, replaced(Recipe(), {"data.balance": "sampler"})).balanced
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "words"), [("inception_v3", 32, "at least 75 pixels"), ("vgg16", 8, "at least 32 pixels")]
+)
+def test_images_that_are_too_small_for_the_network_are_refused_with_the_size_it_takes(name: str, side: int, words: str) -> None:
+    with pytest.raises(RequestError, match=rf"{words}, and these have {side}\. --set data\.image_size="):
+        resolved({"steps": 1, "model.name": name}, dataset(side=side))
+
+
+def test_a_network_of_one_size_is_built_for_that_of_the_images_and_one_without_a_stem_gets_none() -> None:
+    assert resolved({"steps": 1, "model.name": "residual_mlp"}, dataset(side=8)).model.options["image_size"] == 8
+    with pytest.raises(RequestError, match=r"model\.image_size = 28, but the data has 8"):
+        resolved({"steps": 1, "model.name": "residual_mlp", "model.image_size": 28}, dataset(side=8))
+    assert "stem" not in resolved({"steps": 1, "model.name": "vgg11"}, dataset(side=32)).model.options

@@ -16,7 +16,9 @@ CATALOG = Catalog("residua.models", "model", "`residua models` lists them.")
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names of the published networks that match the shell pattern, in the order of the families."""
+    """The names of the published networks that match the shell pattern, in the order of the families. A hyphen in it means an
+    underscore, as in names."""
+    pattern = pattern.replace("-", "_")
     return [name for name, entry in CATALOG.items() if isinstance(entry, Published) and fnmatch.fnmatch(name, pattern)]
 
 

@@ -23,7 +23,7 @@ from residua.data import open_data
 from residua.dataset import ArraySamples
 from residua.models import CATALOG, create_model, list_models
 from residua.network import Network
-from residua.published import Published
+from residua.published import PAPERS, Published
 from residua.unit import Add, BranchOnly, Concat, Gate, SampledAdd, Unit, switched_off, walk
 
 NAMES = list_models()
@@ -130,6 +130,11 @@ def test_output_and_features_have_the_declared_shapes(name: str, network: Networ
         for positions, pixels in zip(found.shape[2:], side):
             expected = math.ceil(pixels / reduction)
             assert expected - 3 * (entry.least_side > 1) <= positions <= expected
+
+
+@pytest.mark.parametrize("entry", NAMES)
+def test_its_paper_is_known(entry: str) -> None:
+    assert published(entry).paper in PAPERS
 
 
 @pytest.mark.parametrize("entry", NAMES)
