@@ -6,9 +6,10 @@ r = feature_reductions (sizes that do not divide are rounded up); logits [N, num
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from residua.layers import activation, conv, global_pool, max_pool, norm, sequence
 
-__all__ = ["Auxiliary", "Head", "Network", "Stage", "fully_connected_head", "imagenet_stem", "small_stem"]
+__all__ = ["Auxiliary", "Head", "Network", "Stage", "fully_connected_head", "imagenet_stem", "recomputed", "small_stem"]
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -117,7 +118,7 @@ class Network(nn.Module):
         units = list(stage)
         for start in range(0, len(units), self.recompute_every):
             chunk = nn.Sequential(*units[start : start + self.recompute_every])
-            x = checkpoint(chunk, x, use_reentrant=False, context_fn=partial(_recompute_contexts, chunk))
+            x = recomputed(chunk, chunk, x)
         return x
 
     def replace_head(self, num_classes: int) -> None:
@@ -137,6 +138,14 @@ class Network(nn.Module):
             for unit in stage if isinstance(stage, nn.Sequential) else [stage]:
                 yield list(unit.parameters())
         yield [*self.head.parameters(), *self.auxiliaries.parameters()]
+
+
+def recomputed(function: Callable[..., Tensor], layers: nn.Module, *inputs: Any) -> Tensor:
+    """What `function` gives for `inputs`, which alone are kept: the rest is computed again in the backward pass.
+
+    `layers` are those that `function` runs; the running statistics of their batch norms are updated once, not twice.
+    """
+    return checkpoint(function, *inputs, use_reentrant=False, context_fn=partial(_recompute_contexts, layers))
 
 
 def _recompute_contexts(chunk: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -133,12 +133,8 @@ def begin(
     """Chooses the plan, fixes the number of steps, writes the run directory. `started`: when the command began."""
     network = fresh_network(recipe)
     loaded = start_from(network, recipe)
-    if loaded is not None:
-        listener.note(loaded.sentence())
-    elif recipe.optim.head_first:
-        listener.note(
-            "optim.head_first trains the head of a network whose other weights are random: --weights names trained ones."
-        )
+    for text in weight_notes(loaded, recipe):
+        listener.note(text)
     stats = normalization(dataset.splits["train"], recipe, dataset.facts.channels)
     order = make_order(dataset, recipe)
     trial = forecast.trial_factory(network, recipe, dataset, stats, device, workers, share)

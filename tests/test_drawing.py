@@ -22,7 +22,8 @@ def texts(svg: str) -> list[str]:
 def test_a_figure_names_the_layers_in_their_order_then_the_shortcut_and_the_merge() -> None:
     units = [found.unit for found in walk(create_model("resnet20"))]
     assert texts(unit_svg(units[3], "a < b")) == [
-        "a < b", "3\u00d73 conv, 32, /2", "batch norm", "ReLU", "3\u00d73 conv, 32", "batch norm", "zero-pad +16, /2", "+", "ReLU",
+        "a < b", "3\u00d73 conv, 32, /2", "batch norm", "ReLU", "3\u00d73 conv, 32", "batch norm",
+        "zero-pad +16, /2", "+", "ReLU",
     ]  # fmt: skip
 
 
