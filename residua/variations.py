@@ -1,4 +1,4 @@
-"""What can be varied on any network that is built of units: initialisation, the start of its branches, stochastic depth.
+"""What can be varied on any network that is built of units: initialisation, start of the branches, stochastic depth, memory.
 
 Layer 2. These act on a network that is already built, so a family has nothing to do for them. What a variation cannot do to a
 network is refused with the reason.
@@ -27,7 +27,14 @@ _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU)
 
 
-def vary(network: Network, *, initializer: str | None = None, start: str | None = None, stochastic_depth: float = 0.0) -> None:
+def vary(
+    network: Network,
+    *,
+    initializer: str | None = None,
+    start: str | None = None,
+    stochastic_depth: float = 0.0,
+    recompute_every: int = 0,
+) -> None:
     """Changes `network` in place.
 
     `initializer` draws all weights anew (biases stay): "he" (standard deviation sqrt(2 / fan_in); He et al. 2015b), "lecun"
@@ -42,7 +49,14 @@ def vary(network: Network, *, initializer: str | None = None, start: str | None 
 
     `stochastic_depth` in [0, 1) is the last unit's probability of being dropped in training; unit l of L has l / L of it
     (Huang et al. 2016, equation 4).
+
+    `recompute_every` = k > 0 keeps only the inputs of every k units in training and computes the rest again in the backward
+    pass: the same gradients in less memory, for about a third more time (Chen et al. 2016, "Training Deep Nets with Sublinear
+    Memory Cost": least memory at about the square root of the number of units).
     """
+    if not isinstance(recompute_every, int) or recompute_every < 0:
+        raise RequestError(f"recompute_every is a number of units, 0 for none, not {recompute_every!r}.")
+    network.recompute_every = recompute_every
     if initializer is not None:
         _initialize(network, initializer)
     if start is not None:

@@ -220,7 +220,7 @@ def _check_hash(cached: Path, expected: str) -> None:
 
 def _from_hub(name: str, repository: str) -> Source:
     try:
-        import huggingface_hub as hub
+        import huggingface_hub as hub  # type: ignore[import-not-found, unused-ignore]
         from huggingface_hub import constants, errors
     except ImportError:
         raise RequestError(

@@ -377,3 +377,18 @@ def test_what_a_network_cannot_be_varied_by_is_refused(name: str, options: dict[
     with pytest.raises(RequestError) as refused:
         create_model(name, **options)
     assert words in str(refused.value)
+
+
+def test_recomputation_is_asked_for_by_name_and_leaves_gradients_as_they_are() -> None:
+    def gradients(**options: object) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = create_model("cifar_resnet", depth=14, **options).double().train()
+        model(torch.ones(2, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    for found, expected in zip(gradients(recompute_every=2), gradients(), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert create_model("resnet20", recompute_every=3).recompute_every == 3
+    for wrong in (-1, 1.5):
+        with pytest.raises(RequestError, match="recompute_every"):
+            create_model("resnet20", recompute_every=wrong)
