@@ -34,7 +34,7 @@ class Head(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.dropout: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,6 +46,8 @@ class Auxiliary(nn.Module):
 
     It takes what unit `unit` of stage `stage` gives (both counted from 0); its loss is added with the factor `weight`.
     """
+
+    head: Any  # a module that ends in a linear layer called classifier
 
     def __init__(self, head: nn.Module, stage: int, unit: int, weight: float) -> None:
         super().__init__()
@@ -66,6 +68,8 @@ class Network(nn.Module):
     With `auxiliaries` a forward pass in training gives (logits, logits of the first auxiliary head, ...); else it gives the
     logits.
     """
+
+    head: Any  # a module that ends in a linear layer called classifier
 
     def __init__(
         self,
@@ -91,7 +95,7 @@ class Network(nn.Module):
         return self._maps(x, [])
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        wanted = list(self.auxiliaries) if self.training else []
+        wanted = [head for head in self.auxiliaries if isinstance(head, Auxiliary)] if self.training else []
         tapped: list[Tensor] = []
         logits = self.head(self._maps(x, tapped, {(aux.stage, aux.unit) for aux in wanted})[-1])
         if not wanted:
@@ -105,10 +109,11 @@ class Network(nn.Module):
         for index, stage in enumerate(self.stages):
             start = 0
             for unit in sorted(unit for place, unit in taps if place == index):
+                assert isinstance(stage, nn.Sequential)
                 x = self._run(stage[start : unit + 1], x)
                 tapped.append(x)
                 start = unit + 1
-            x = self._run(stage[start:] if start else stage, x)
+            x = self._run(stage[start:] if start and isinstance(stage, nn.Sequential) else stage, x)
             maps.append(x)
         return maps
 
@@ -123,7 +128,7 @@ class Network(nn.Module):
 
     def replace_head(self, num_classes: int) -> None:
         """Fresh linear classifiers for `num_classes` classes, initialised as the paper's; everything else stays."""
-        for head in (self.head, *(auxiliary.head for auxiliary in self.auxiliaries)):
+        for head in (self.head, *(inner.head for inner in self.auxiliaries if isinstance(inner, Auxiliary))):
             old = head.classifier
             assert isinstance(old, nn.Linear)
             new = nn.Linear(old.in_features, num_classes).to(old.weight)

@@ -105,8 +105,7 @@ class Muon(Optimizer):
         if not parameters:
             return
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
-        gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+        gradients = list(torch._foreach_add(gradients_of(parameters), parameters, alpha=group["weight_decay"]))
         torch._foreach_mul_(buffers, group["momentum"])
         torch._foreach_add_(buffers, gradients)
         torch._foreach_add_(gradients, buffers, alpha=group["momentum"])
@@ -115,7 +114,7 @@ class Muon(Optimizer):
     def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """The update of convolutions of one shape, whose matrices are multiplied in one batch: there are many small ones."""
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = gradients_of(parameters)
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         mixed = torch._foreach_lerp(gradients, buffers, group["momentum"])
         directions = orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed]))
@@ -123,6 +122,11 @@ class Muon(Optimizer):
         scale = group["lr"] * group["ratio"] * max(first.shape[0], first[0].numel()) ** 0.5
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, [direction.view(first.shape) for direction in directions], alpha=-scale)
+
+
+def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients of those parameters that have one."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:

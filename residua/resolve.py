@@ -87,13 +87,13 @@ def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dic
         if options.setdefault(option, value) != value:
             raise RequestError(f"model.{option} = {options[option]}, but the data has {value} {what}.")
     if isinstance(entry, Published):
-        if "image_size" not in known:
-            _fits(name, entry, side)
         if "stem" in known and "stem" not in options and entry.input_shape[-1] > SMALL >= side:
             options["stem"] = "small"
             notes.append(
                 f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own)."
             )
+        if "image_size" not in known and options.get("stem") != "small":
+            _fits(name, entry, side)
     models.check_options(name, entry, options)
     return {"model.name": name, "model.options": options}
 

@@ -24,7 +24,7 @@ from residua.augment import normalized, shorter_side
 from residua.batches import Batch, CentralView, evaluation_batches
 from residua.dataset import Samples
 from residua.errors import RequestError
-from residua.network import Network
+from residua.network import Head, Network
 from residua.recipe import Recipe
 from residua.tasks import classify
 
@@ -114,11 +114,17 @@ def dense_logits(network: Network, images: Tensor, window: int) -> Tensor:
     """The mean over all places of the last map of the logits there, [N, K].
 
     The global average pooling becomes one over `window` x `window` cells at stride 1, `window` being the side of the last
-    map at the size trained for (cut to the map where that is smaller), and the linear classifier a 1x1 convolution. An
-    image of the size trained for has one place and so the logits of the network itself.
+    map at the size trained for (cut to the map where that is smaller), and the linear classifier a 1x1 convolution. A head of
+    another form (the fully connected layers of VGG) is applied to each such window. An image of the size trained for has
+    one place and so the logits of the network itself.
     """
     last = network.features(_laid_out(images))[-1]
-    pooled = F.avg_pool2d(last, (min(window, last.shape[-2]), min(window, last.shape[-1])), stride=1)
+    height, width = min(window, last.shape[-2]), min(window, last.shape[-1])
+    if not isinstance(network.head, Head):
+        rows, columns = range(last.shape[-2] - height + 1), range(last.shape[-1] - width + 1)
+        places = [network.head(last[:, :, y : y + height, x : x + width]) for y in rows for x in columns]
+        return torch.stack(places).mean(0)
+    pooled = F.avg_pool2d(last, (height, width), stride=1)
     classifier = network.head.classifier
     assert isinstance(classifier, nn.Linear)
     return F.conv2d(pooled, classifier.weight[:, :, None, None], classifier.bias).flatten(2).mean(2)

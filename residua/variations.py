@@ -177,8 +177,8 @@ def _fixup(network: Network, units: list[Unit]) -> None:
             unit.shortcut = _shifted(unit.shortcut)
     if isinstance(network.stem, nn.Sequential):
         network.stem = _shifted(network.stem, first=False)
-    for stage in network.stages:
-        for place, module in enumerate(stage if isinstance(stage, nn.Sequential) else ()):
+    for stage in (stage for stage in network.stages if isinstance(stage, nn.Sequential)):
+        for place, module in enumerate(stage):
             if isinstance(module, (nn.Sequential, *_WEIGHTED, *_ACTIVATIONS)):
                 stage[place] = _shifted(module)
     nn.init.zeros_(network.head.classifier.weight)

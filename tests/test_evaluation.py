@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 from toy_runs import CLASSES, SIZE, make_run, network_state, one_thread, write_folder, write_image  # noqa: F401
 
@@ -20,6 +20,7 @@ from residua.dataset import FileSamples
 from residua.errors import RequestError, RunError
 from residua.evaluation import Evaluation, evaluate, evaluation_view, watch
 from residua.images import decode
+from residua.network import Network, Stage, fully_connected_head, small_stem
 from residua.runs import Run
 from residua.scoring import chosen_device, dense_logits, dense_scales
 
@@ -334,6 +335,17 @@ def test_the_convolutional_head_is_the_head_on_every_crop_of_the_last_map(run: R
             for left in range(last.shape[3] - width + 1)
         ]
         torch.testing.assert_close(dense_logits(network, images, window), torch.stack(crops).mean(0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_fully_connected_head_becomes_the_convolutions_that_its_layers_are() -> None:
+    """Simonyan and Zisserman 2014, section 3.2: the first layer a 3x3 convolution here, the classifier a 1x1."""
+    head = fully_connected_head(4, 3, [5], 2)
+    network = Network(small_stem(3, 4), [Stage(nn.Identity())], head, feature_channels=[4], feature_reductions=[1]).eval()
+    images = torch.rand(2, 3, 6, 8, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        hidden = nn.functional.conv2d(network.stem(images), head.linear1.weight.view(5, 4, 3, 3), head.linear1.bias).relu()
+        logits = nn.functional.conv2d(hidden, head.classifier.weight[:, :, None, None], head.classifier.bias)
+        torch.testing.assert_close(dense_logits(network, images, 3), logits.mean((2, 3)))
 
 
 def test_dense_averages_scales_and_mirror_images_of_whole_images(run: Run, folder: Path) -> None:

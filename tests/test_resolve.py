@@ -166,7 +166,7 @@ def test_class_weights_are_n_over_k_times_the_class_and_one_on_average() -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "words"), [("inception_v3", 32, "at least 75 pixels"), ("vgg16", 8, "at least 32 pixels")]
+    ("name", "side", "words"), [("alexnet", 32, "at least 63 pixels"), ("vgg16", 8, "at least 32 pixels")]
 )
 def test_images_that_are_too_small_for_the_network_are_refused_with_the_size_it_takes(name: str, side: int, words: str) -> None:
     with pytest.raises(RequestError, match=rf"{words}, and these have {side}\. --set data\.image_size="):
@@ -177,4 +177,5 @@ def test_a_network_of_one_size_is_built_for_that_of_the_images_and_one_without_a
     assert resolved({"steps": 1, "model.name": "residual_mlp"}, dataset(side=8)).model.options["image_size"] == 8
     with pytest.raises(RequestError, match=r"model\.image_size = 28, but the data has 8"):
         resolved({"steps": 1, "model.name": "residual_mlp", "model.image_size": 28}, dataset(side=8))
+    assert resolved({"steps": 1, "model.name": "inception_v3"}, dataset(side=32)).model.options["stem"] == "small"
     assert "stem" not in resolved({"steps": 1, "model.name": "vgg11"}, dataset(side=32)).model.options

@@ -258,7 +258,7 @@ def test_a_file_that_is_unreadable_from_the_start_weighs_nothing_streamed_or_hel
         ({"augment.crop": "scale-jitter", "augment.min_side": 8}, "larger than the image"),
         ({"data.holdout": 1_000}, "would leave nothing"),
         ({"model.num_classes": 3}, "the data has 2 classes"),
-        ({"model.weights": "nowhere"}, "there is no nowhere"),
+        ({"model.weights": "nowhere"}, "no run directory or file nowhere"),
         ({"micro_batch": 0}, "micro_batch"),
     ],
 )

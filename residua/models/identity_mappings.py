@@ -206,7 +206,7 @@ def _network(units: Sequence[int], width: int, kind: _Kind, stem: str, in_channe
     he_normal_(network)
     for module in network.modules():
         if isinstance(module, (Gate, shortcuts.Gated)):
-            nn.init.constant_(module.transform.conv.bias, kind.options["gate_bias"])
+            nn.init.constant_(module.transform.get_parameter("conv.bias"), kind.options["gate_bias"])
     return network
 
 
