@@ -165,9 +165,7 @@ def test_class_weights_are_n_over_k_times_the_class_and_one_on_average() -> None
     assert make_order(data, replaced(Recipe(), {"data.balance": "sampler"})).balanced
 
 
-@pytest.mark.parametrize(
-    ("name", "side", "words"), [("alexnet", 32, "at least 63 pixels"), ("vgg16", 8, "at least 32 pixels")]
-)
+@pytest.mark.parametrize(("name", "side", "words"), [("alexnet", 32, "at least 63 pixels"), ("vgg16", 8, "at least 32 pixels")])
 def test_images_that_are_too_small_for_the_network_are_refused_with_the_size_it_takes(name: str, side: int, words: str) -> None:
     with pytest.raises(RequestError, match=rf"{words}, and these have {side}\. --set data\.image_size="):
         resolved({"steps": 1, "model.name": name}, dataset(side=side))
