@@ -564,7 +564,7 @@ def hub(
     library: tuple[str, dict[str, bytes], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, bytes], list[str], Path]:
     """The hub at a local address: its files, what was asked, and the cache."""
-    constants = pytest.importorskip("huggingface_hub", reason="timm, a test dependency, brings it").constants
+    constants = pytest.importorskip("huggingface_hub.constants", reason="timm, a test dependency, brings it")
     address, files, asked = library
     point_to(address, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -627,7 +627,7 @@ def test_without_a_connection_the_hubs_are_refused_with_the_place_and_taken_from
     why: str, hub: tuple[dict[str, bytes], list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why == "switch":  # HF_HUB_OFFLINE=1
-        monkeypatch.setattr(__import__("huggingface_hub").constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     else:
         point_to("http://127.0.0.1:9", monkeypatch)
     said = refused(small(), "hf:microsoft/resnet-50")
