@@ -16,7 +16,7 @@ def fast(model: str = "auto") -> Recipe:
     uniform images, random resized crops for others; mirror images where the data says so. Smith and Topin 2018 for the shape
     of the schedule. What each part is worth stands in docs/performance.md.
 
-    Expected on two CPU cores: the embedded digits (the default, some 400 updates, 12 to 18 s) 0.0 to 0.6 % error of 359 test
+    Expected on two CPU cores: the embedded digits (the default, some 400 updates, 10 to 18 s) 0.3 to 0.8 % error of 359 test
     images, by the seed; CIFAR-10 with ResNet-20 in 15 minutes, without a matrix unit, 9.6 %.
 
         residua train
