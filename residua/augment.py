@@ -113,14 +113,26 @@ def _random_resized(image: Tensor, min_area: float, size: int, key: Key, draw: i
 # ----------------------------------------------------------------------------------------------------------- transforms
 
 
-def crop_and_flip(images: Tensor, pad: int, mirrored: bool, fill: Tensor, key: Key, draws: Tensor) -> Tensor:
-    """Pads by `pad` pixels of colour `fill` (uint8 [C]), crops at a random place, mirrors half of the images if `mirrored`.
+def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
+    """The places 0 .. size - 1 with `pad` < size reflected ones at either side: 2 1 0 1 2 ... (the border itself not twice)."""
+    places = torch.arange(-pad, size + pad, device=device).abs()
+    return torch.where(places < size, places, 2 * (size - 1) - places)
 
-    The padding of he2015 section 4.2 is zero after the mean is subtracted: `fill` is the mean colour.
+
+def crop_and_flip(images: Tensor, pad: int, mirrored: bool, fill: Tensor | None, key: Key, draws: Tensor) -> Tensor:
+    """Pads by `pad` pixels of colour `fill` (uint8 [C]; None: by reflection at the border), crops at a random place, mirrors half
+    of the images if `mirrored`.
+
+    The padding of he2015 section 4.2 is zero after the mean is subtracted: `fill` is the mean colour. The wide residual
+    networks pad by reflection.
     """
     n, channels, height, width = images.shape
-    padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
-    if pad and bool(fill.any()):
+    if fill is None:
+        down, across = (_reflected(size, pad, images.device) for size in (height, width))
+        padded = images[:, :, down][:, :, :, across]
+    else:
+        padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
+    if pad and fill is not None and bool(fill.any()):
         inside = torch.zeros(padded.shape[-2:], dtype=torch.bool, device=images.device)
         inside[pad : pad + height, pad : pad + width] = True
         padded = torch.where(inside, padded, fill.view(1, -1, 1, 1))
@@ -181,7 +193,9 @@ def transformed(
     """
     mirrored = bool(augment.flip)
     if augment.crop == "pad" and augment.pad:
-        fill = (normalization["mean"].mean((-2, -1)) * 255).round().to(images.device, torch.uint8)
+        fill = None
+        if augment.padding == "mean":
+            fill = (normalization["mean"].mean((-2, -1)) * 255).round().to(images.device, torch.uint8)
         images = crop_and_flip(images, augment.pad, mirrored, fill, key, draws)
     elif mirrored:
         images = flip(images, key, draws)

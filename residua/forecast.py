@@ -111,7 +111,7 @@ def needs(network: Network, recipe: Recipe, chosen: Plan, share: Share, device: 
     sample = torch.zeros(2, channels, side, side, device=device)
     kept = plan.activation_bytes(copy.deepcopy(network).to(device), sample, chosen)
     images = min(recipe.micro_batch or recipe.batch_size, -(-recipe.batch_size // share.world))
-    copies = 2 + (1 if recipe.optim.name != "adamw" else 2) + bool(recipe.average.decay)
+    copies = 2 + (2 if recipe.optim.name in ("adamw", "rmsprop") else 1) + bool(recipe.average.decay)
     return {"seconds": round(seconds, 1), "memory_mib": round((4 * copies * num_parameters(network) + images * kept) / 2**20)}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from residua.network import Network
 from residua.recipe import Optim, Schedule
@@ -64,11 +64,15 @@ def build_optimizer(network: Network, optim: Optim) -> Optimizer:
     """The optimiser of the recipe over all parameters of `network`.
 
     "sgd" is Nesterov's or heavy-ball momentum with the decay added to the gradient, as the papers train; "adamw" decouples
-    the decay; "muon" see `Muon`.
+    the decay; "rmsprop" divides by the root of the running mean square plus eps; "muon" see `Muon`.
     """
     groups = parameter_groups(network, optim)
     if optim.name == "adamw":
-        return AdamW(groups, betas=(optim.momentum, 0.999))
+        square = 0.999 if optim.square_decay is None else optim.square_decay
+        return AdamW(groups, betas=(optim.momentum, square), eps=optim.eps or 1e-8)
+    if optim.name == "rmsprop":
+        square = 0.99 if optim.square_decay is None else optim.square_decay
+        return RMSprop(groups, alpha=square, eps=optim.eps or 1e-8, momentum=optim.momentum)
     if optim.name == "muon":
         return Muon(groups, momentum=optim.momentum)
     return SGD(groups, momentum=optim.momentum, nesterov=optim.nesterov)

@@ -36,14 +36,15 @@ Pixels = Annotated[int, Field(ge=0, le=65_536)]
 @dataclass(frozen=True, config=_CONFIG)
 class Data:
     """`source`: a name, a folder or a CSV file. `image_size`: side of the network's input in pixels (None: from the data).
-    `normalize`: subtract the mean and divide by the standard deviation per channel, or subtract the per-pixel mean only.
+    `normalize`: subtract the mean and divide by the standard deviation per channel, or subtract the per-pixel mean only,
+    or neither (pixels are always divided by 255).
     `holdout`: training samples set aside as "val" (the 45k/5k split is 5000). `balance`: nothing, class weights in the loss
     (N / (K n_c)), or a sampler that draws all classes equally often. `in_memory`: None decides by size. `max_bad`: the
     share of unreadable files above which a run refuses to start."""
 
     source: str = "digits"
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    normalize: Literal["channel", "pixel"] = "channel"
+    normalize: Literal["channel", "pixel", "none"] = "channel"
     holdout: Annotated[int, Field(ge=0)] = 0
     balance: Literal["none", "weights", "sampler"] = "none"
     in_memory: bool | None = None
@@ -52,14 +53,16 @@ class Data:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Augment:
-    """`crop`: "none" (resize and centre), "pad" (pad by `pad` pixels, crop at a random place), "scale-jitter" (shorter side
-    uniform in [`min_side`, `max_side`], random crop), "random-resized" (area in [`min_area`, 1], aspect ratio in [3/4, 4/3]),
-    or "auto" ("pad" for uniform small images, else "random-resized"). `flip`: mirror half of the images. `colour`: standard
-    deviation of the PCA colour change (0.1 in the papers). `cutout`: side of the square set to the mean. `mixup`, `cutmix`:
+    """`crop`: "none" (resize and centre), "pad" (pad by `pad` pixels, of the mean colour or of the border's reflection as
+    `padding` says, and crop at a random place), "scale-jitter" (shorter side uniform in [`min_side`, `max_side`], random crop),
+    "random-resized" (area in [`min_area`, 1], aspect ratio in [3/4, 4/3]), or "auto" ("pad" for uniform small images, else
+    "random-resized"). `flip`: mirror half of the images. `colour`: standard deviation of the PCA colour change (0.1 in the
+    papers). `cutout`: side of the square set to the mean. `mixup`, `cutmix`:
     alpha of their Beta distribution. None is decided by the data's facts; 0 is off."""
 
     crop: Literal["auto", "none", "pad", "scale-jitter", "random-resized"] = "auto"
     pad: Pixels | None = None
+    padding: Literal["mean", "reflect"] = "mean"
     min_side: Annotated[int, Field(ge=1)] = 256
     max_side: Annotated[int, Field(ge=1)] = 480
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
@@ -88,12 +91,13 @@ class Model:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Optim:
-    """`name`: "sgd", "adamw", or "muon" (Muon for convolutions, SGD for the rest). `weight_decay` acts on
-    biases and normalisations too if `decay_all`. `layer_decay`: factor of the learning rate per unit counted from the
-    head. `head_first`: share of the run at its beginning in which only the head is trained (1: all of it), for weights that
-    are trained already. `clip`: largest norm of the gradient (0: off)."""
+    """`name`: "sgd", "adamw", "rmsprop", or "muon" (Muon for convolutions, SGD for the rest). `weight_decay` acts on biases and
+    normalisations too if `decay_all`. `layer_decay`: factor of the learning rate per unit counted from the head. `head_first`:
+    share of the run at its beginning in which only the head is trained (1: all of it), for weights that are trained already.
+    `clip`: largest norm of the gradient (0: off). `square_decay`, `eps`: those of the mean square of AdamW and RMSProp (None:
+    the usual ones)."""
 
-    name: Literal["sgd", "adamw", "muon"] = "sgd"
+    name: Literal["sgd", "adamw", "muon", "rmsprop"] = "sgd"
     lr: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
@@ -102,9 +106,13 @@ class Optim:
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     head_first: Fraction = 0.0
     clip: NonNegative = 0.0
+    square_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    eps: Positive | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Optim:
+        if self.name not in ("adamw", "rmsprop") and (self.square_decay is not None or self.eps is not None):
+            raise ValueError(f"optim.square_decay and optim.eps are fields of adamw and rmsprop, not of {self.name}")
         if self.nesterov and not self.momentum:
             raise ValueError("optim.nesterov needs optim.momentum above 0")
         return self

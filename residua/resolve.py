@@ -110,7 +110,7 @@ def _fits(name: str, entry: Published, side: int) -> None:
 
 def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2_000) -> dict[str, Tensor]:
     """ "mean" and "std" of the training images in units of pixel / 255, float32: [C, 1, 1], or for `normalize = "pixel"` a mean
-    [C, S, S] and std of 1.
+    [C, S, S] and std of 1; for "none" 0 and 1.
 
     Images in memory count all; files are sampled, `most` of them evenly over the sorted list, seen as evaluation sees them.
     """
@@ -120,6 +120,8 @@ def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2
     images = _readable(samples) if whole and isinstance(samples, ArraySamples) else _sampled(samples, side, most)
     pixels = images.double().div_(255) if len(images) <= 4_096 else None
     mean = pixels.mean(0) if pixels is not None else torch.stack([images[:, c].double().mean(0) / 255 for c in range(channels)])
+    if recipe.data.normalize == "none":
+        return {"mean": torch.zeros(channels, 1, 1), "std": torch.ones(channels, 1, 1)}
     if recipe.data.normalize == "pixel":
         return {"mean": mean.float().contiguous(), "std": torch.ones(channels, 1, 1)}
     colour = mean.mean((-2, -1), keepdim=True)

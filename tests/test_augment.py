@@ -46,6 +46,16 @@ def coin(key: Key, draws: Tensor, name: str) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- crops and flips
 
 
+@pytest.mark.parametrize("pad", [1, 4, 6])
+def test_reflected_padding_is_torchs(pad: int) -> None:
+    images = torch.randint(256, (len(DRAWS), 3, 7, 9), dtype=torch.uint8)
+    wide = torch.nn.functional.pad(images.float(), (pad,) * 4, mode="reflect").to(torch.uint8)
+    found = crop_and_flip(images, pad, False, None, KEY, DRAWS)
+    for image, padded in zip(found, wide):
+        slices = [padded[:, y : y + 7, x : x + 9] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
+        assert any(torch.equal(image, part) for part in slices)
+
+
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize(("pad", "channels", "height", "width"), [(0, 3, 6, 6), (1, 1, 5, 7), (2, 3, 6, 6)])
 def test_crop_and_flip_is_a_slice_of_the_padded_image_and_meets_every_offset(

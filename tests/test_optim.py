@@ -117,7 +117,7 @@ def test_the_rate_decays_with_the_distance_from_the_head_and_follows_the_schedul
     assert max(group["lr"] for group in optimizer.param_groups) == 0.5
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "rmsprop"])
 @pytest.mark.parametrize("decay_all", [True, False])
 def test_every_parameter_is_updated_once(name: str, decay_all: bool) -> None:
     model = network()
@@ -246,7 +246,7 @@ def test_the_average_follows_its_formula_over_weights_and_buffers() -> None:
     assert all(not tensor.requires_grad for tensor in average.tensors.values())
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "rmsprop"])
 def test_an_optimizer_that_was_stored_makes_the_identical_next_step(name: str) -> None:
     model = network()
     recipe = Optim(name=name, lr=0.01, decay_all=False)

@@ -186,7 +186,7 @@ def test_a_value_out_of_range_is_refused_by_name(changes: dict[str, Any]) -> Non
 
 
 def test_a_choice_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    with pytest.raises(RequestError, match="'sgd', 'adamw' or 'muon'"):
+    with pytest.raises(RequestError, match="'sgd', 'adamw', 'muon' or 'rmsprop'"):
         replaced(Recipe(), {"optim.name": "sdg"})
     with pytest.raises(RequestError, match="greater than 0"):
         replaced(Recipe(), {"optim.lr": -1})
@@ -277,3 +277,9 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, file: str, 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no recipe file .*none\.toml"):
         read(tmp_path / "none.toml")
+
+
+def test_fields_of_the_mean_square_belong_to_the_optimisers_that_have_one() -> None:
+    assert replaced(Recipe(), {"optim.name": "rmsprop", "optim.eps": 1.0}).optim.eps == 1.0
+    with pytest.raises(RequestError, match="fields of adamw and rmsprop, not of sgd"):
+        replaced(Recipe(), {"optim.square_decay": 0.9})

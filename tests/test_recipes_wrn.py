@@ -33,12 +33,14 @@ def test_the_cifar_recipe_is_the_papers() -> None:
     expected = {0: 0.1, 59.99: 0.1, 60: 0.02, 119.99: 0.02, 120: 0.004, 159.99: 0.004, 160: 0.0008, 199.99: 0.0008}
     assert rates == pytest.approx(expected)
     assert (recipe.augment.crop, recipe.augment.pad, recipe.augment.flip, recipe.augment.colour) == ("pad", 4, True, 0)
+    assert recipe.augment.padding == "reflect"
     assert_nothing_else(recipe)
 
 
 def test_the_svhn_recipe_is_the_papers() -> None:
     recipe = get_recipe("wrn-svhn")
     assert (recipe.batch_size, recipe.epochs, recipe.data.source) == (128, 160, "svhn")
+    assert recipe.data.normalize == "none"
     assert dataclasses.astuple(recipe.optim)[:6] == ("sgd", 0.01, 0.9, True, 5e-4, True)
     rates = {epoch: rate(recipe, epoch) for epoch in (0, 79.99, 80, 119.99, 120, 159.99)}
     assert rates == pytest.approx({0: 1e-2, 79.99: 1e-2, 80: 1e-3, 119.99: 1e-3, 120: 1e-4, 159.99: 1e-4})

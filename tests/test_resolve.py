@@ -177,3 +177,9 @@ def test_a_network_of_one_size_is_built_for_that_of_the_images_and_one_without_a
         resolved({"steps": 1, "model.name": "residual_mlp", "model.image_size": 28}, dataset(side=8))
     assert resolved({"steps": 1, "model.name": "inception_v3"}, dataset(side=32)).model.options["stem"] == "small"
     assert "stem" not in resolved({"steps": 1, "model.name": "vgg11"}, dataset(side=32)).model.options
+
+
+def test_pixels_may_be_divided_by_255_only() -> None:
+    data = dataset()
+    stats = normalization(data.splits["train"], resolved({"steps": 1, "data.normalize": "none"}, data), 3)
+    assert (stats["mean"].tolist(), stats["std"].tolist()) == ([[[0.0]]] * 3, [[[1.0]]] * 3)
