@@ -80,9 +80,9 @@ def chosen_plan(
 ) -> tuple[Plan, list[Trial], str]:
     if recipe.plan != "auto":
         chosen = plan.named(recipe.plan)
-        plan.apply(chosen, threads, device)
+        plan.apply(chosen, threads, device, sparing=network.recompute_every > 0)
         return chosen, [], "asked for"
-    plan.apply(plan.PLANS["fp32"], threads, device)
+    plan.apply(plan.PLANS["fp32"], threads, device, sparing=network.recompute_every > 0)
 
     if recipe.minutes is not None:
         return plan.choose(trial, network, device, Length(seconds=60 * recipe.minutes))

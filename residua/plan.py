@@ -84,26 +84,29 @@ def named(name: str) -> Plan:
     return PLANS[name]
 
 
-def apply(plan: Plan, threads: int, device: torch.device) -> None:
-    """Sets what belongs to the whole process: threads, deterministic kernels, and an allocator that keeps its memory."""
+def apply(plan: Plan, threads: int, device: torch.device, *, sparing: bool = False) -> None:
+    """Sets what belongs to the whole process: threads, deterministic kernels, and an allocator that keeps its memory or, if
+    `sparing`, gives it back."""
     torch.set_num_threads(1 if plan.exact else threads)
-    keep_large_buffers()
+    set_allocator(sparing)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
 
 
-def keep_large_buffers() -> None:
+def set_allocator(sparing: bool) -> None:
     """Tells glibc to serve large buffers from its heap: by default each is mapped and unmapped anew, and a training step
-    spends up to a third of its time in page faults. Elsewhere than on glibc this does nothing."""
+    spends up to a third of its time in page faults. Where memory is what is short (`sparing`, for networks that recompute
+    their activations) each large buffer is mapped and goes back at once, for the heap grows to several times what is in
+    use when its blocks are freed in another order than they were taken. Elsewhere than on glibc this does nothing."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 2**30)
-        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_mmap_threshold, 2**18 if sparing else 2**30)
+        mallopt(m_trim_threshold, 2**18 if sparing else 2**31 - 1)
 
 
 EAGER = ("fp32", "fp32-channels-last", "bf16")

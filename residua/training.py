@@ -111,7 +111,7 @@ def _prepare(
         )  # fmt: skip
     else:
         raise RequestError(f"{target} is not empty and is not a run. Choose another --out.")
-    plan.apply(prepared.plan, prepared.run.manifest["threads"], device)
+    plan.apply(prepared.plan, prepared.run.manifest["threads"], device, sparing=prepared.network.recompute_every > 0)
     if not (target / "samples" / "augmented.png").exists():
         _write_samples(prepared)
     return prepared
@@ -149,7 +149,7 @@ def _follow(
     together(share)
     dataset, resolved, held = _open(wanted, data_dir, device, Silent())
     prepared = prepare.continue_run(target, resolved, dataset, device, workers=_workers(workers, held), share=share)
-    plan.apply(prepared.plan, prepared.run.manifest["threads"], device)
+    plan.apply(prepared.plan, prepared.run.manifest["threads"], device, sparing=prepared.network.recompute_every > 0)
     return _run(prepared, share, Silent())
 
 
