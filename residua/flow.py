@@ -1,6 +1,6 @@
 """A network reduced to what paths and drawings read: where signals start, weigh, choose and join. Layer 3.
 
-A flow is a directed acyclic graph. Nodes of the captured graph that neither weigh nor join are left out; what is left is listed in
+A flow is a directed acyclic graph. Nodes of the captured graph that neither weigh nor join are left out; the others are listed in
 an order in which every step comes after the steps that it reads.
 """
 
