@@ -1,0 +1,183 @@
+"""What can be analysed, made from a run or from any module with images. Layer 3.
+
+The images of a run are those of one of its splits, as evaluation sees them, in an order drawn once from the run's seed: folders
+list their classes one after the other, and an analysis that stops early must not see the first class only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from residua import keyed
+from residua import runs as run_directories
+from residua.analysis import Place, Subject, on_ladder
+from residua.augment import normalized
+from residua.batches import evaluation_batches
+from residua.data import open_data
+from residua.dataset import Dataset
+from residua.errors import RequestError, nearest, unknown
+from residua.resolve import held_out, side_of
+from residua.runs import Run
+from residua.scoring import evaluation_view
+from residua.unit import walk
+
+__all__ = ["batch_size_for", "module_subject", "places", "run_subject"]
+
+LARGEST_BATCH = 250
+
+
+def run_subject(
+    run: Run | Path | str,
+    *,
+    data: str | None = None,
+    data_dir: Path | str | None = None,
+    split: str | None = None,
+    device: torch.device | None = None,
+    name: str | None = None,
+) -> Subject:
+    """The trained network of a run (its final weights) with the images of `split` (by default "test", else "val").
+
+    `data` is another source than the run's own; its classes are matched by name. Raises `RequestError` where there is no such
+    split, or where the classes differ.
+    """
+    opened = run if isinstance(run, Run) else run_directories.open_run(run)
+    device = device or torch.device("cpu")
+    source = data or opened.recipe.data.source
+    channels = int(opened.normalization["std"].shape[0])
+    dataset = open_data(source, data_dir=data_dir, channels=channels, max_bad=1.0, seconds=0.0)
+    if source == opened.recipe.data.source:
+        dataset = held_out(dataset, opened.recipe)
+    chosen = split or dataset.final
+    if chosen not in dataset.splits:
+        raise unknown(f"split of {source}", chosen, dataset.splits)
+    samples, ids = dataset.splits[chosen], _class_ids(dataset, opened)
+    if not len(samples):
+        raise RequestError(f"The split {chosen} of {source} has no images.")
+    seed = opened.recipe.seed
+    order = keyed.permutation(len(samples), seed, "analysis")
+    view, size = evaluation_view(opened.recipe), batch_size_for(side_of(opened.recipe))
+    statistics = {key: values.to(device) for key, values in opened.normalization.items()}
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in evaluation_batches(samples, order, view, size):
+            if batch.valid.any():
+                images = normalized(batch.images[batch.valid].to(device), statistics)
+                yield _laid_out(images), ids[batch.labels[batch.valid]].to(device)
+
+    with torch.random.fork_rng(devices=[]):
+        model = run_directories.load(opened)
+    model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Subject(
+        name=name or opened.path.name or str(opened.path),
+        model=model,
+        batches=batches,
+        num_images=len(samples),
+        classes=tuple(opened.classes),
+        units=places(model, next(batches())[0][:2]),
+        seed=seed,
+        device=device,
+        data=f"{source}, {chosen}",
+        normalization=opened.normalization,
+        fresh=_builder(opened.build, seed),
+        run=opened,
+    )
+
+
+def module_subject(
+    module: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    classes: Sequence[str] | None = None,
+    name: str = "model",
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> Subject:
+    """Any module that maps images [N, C, H, W] to logits [N, K], with `batches` of (normalised images, labels) that can be read
+    again and again in the same order: a list, or a loader that does not shuffle.
+
+    The module itself is used, not a copy, and put into evaluation mode. Raises `RequestError` for batches that can be read only
+    once, that are empty, or on which the module does not give logits.
+    """
+    if isinstance(batches, Iterator):
+        raise RequestError("The batches of an analysis are read several times: give a list or a loader, not an iterator.")
+    device = device or next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    module = module.to(device).eval()
+
+    def again() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches:
+            yield images.to(device), labels.to(device)
+
+    sizes = [len(labels) for _, labels in again()]
+    if not sum(sizes):
+        raise RequestError("There are no images to analyse: the batches are empty.")
+    sample = next(again())[0][:2]
+    with torch.inference_mode():
+        logits = module(sample)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise RequestError(
+            f"The module gives {tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__} for "
+            f"{tuple(sample.shape)}: an analysis needs logits [N, K]."
+        )
+    names = tuple(classes) if classes is not None else tuple(map(str, range(logits.shape[1])))
+    if len(names) != logits.shape[1]:
+        raise RequestError(f"The module gives {logits.shape[1]} logits, and {len(names)} classes are named.")
+    return Subject(name, module, again, sum(sizes), names, places(module, sample), seed, device, "the given batches")
+
+
+def places(model: nn.Module, sample: Tensor) -> tuple[Place, ...]:
+    """The units of `model` in the order of the walk; `sample` [N, C, H, W] runs through it once to see where shapes change."""
+    located = list(walk(model))
+    changed: dict[nn.Module, bool] = {}
+
+    def note(unit: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        changed[unit] = inputs[0].shape != output.shape
+
+    handles = [item.unit.register_forward_hook(note) for item in located]
+    try:
+        with torch.inference_mode():
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: list[Place] = []
+    passed = 0
+    for item in located:
+        passed += changed.get(item.unit, False) and bool(found)
+        parts = item.path.split(".")
+        stage = int(parts[1]) if parts[0] == "stages" and parts[1].isdigit() else passed
+        shortcut = item.unit.shortcut is not None
+        found.append(Place(item.index, item.path, stage, item.depth, changed.get(item.unit, False), shortcut, item.unit))
+    return tuple(found)
+
+
+def batch_size_for(side: int) -> int:
+    """The images of a batch whose signals at every unit can be kept at once: as many pixels as 250 images of 32 pixels a side."""
+    return on_ladder(LARGEST_BATCH * (32 / side) ** 2, LARGEST_BATCH)
+
+
+def _builder(build: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Module]:
+    def fresh() -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed.generator_seed(seed, "analysis", "fresh"))
+            return build().eval()
+
+    return fresh
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _class_ids(dataset: Dataset, run: Run) -> Tensor:
+    """The run's id of each of the data's classes, by name."""
+    ids = {name: label for label, name in enumerate(run.classes)}
+    for name in dataset.classes:
+        if name not in ids:
+            close = nearest(name, ids, 1)
+            hint = f" (nearest: {close[0]!r})" if close else ""
+            raise RequestError(f"{dataset.source} has a class {name!r} that the run {run.path} does not know{hint}.")
+    return torch.tensor([ids[name] for name in dataset.classes])
