@@ -22,6 +22,9 @@ class Step:
     bypass and the branch), or "join" (several inputs, no skip: all are taken). `inputs` are numbers of earlier steps. `label`
     is for people: a module path or an operation. `skip` is, of a choice, the index of the skip in the census. `shape` is that of
     the output without the batch; `group` the stage or block in which the step stands, by its module path.
+
+    What drawings say of it: `detail` is a layer in the words of figure 3 of he2015, such as "3×3 conv, 64, /2" ("": unknown),
+    `before` what changes the resolution without weights between its first input and it, such as ("max pool, /2",), in order.
     """
 
     kind: str
@@ -30,6 +33,8 @@ class Step:
     skip: int | None = None
     shape: tuple[int, ...] = ()
     group: str = ""
+    detail: str = ""
+    before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
