@@ -27,7 +27,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-__all__ = ["Line", "class_counts", "confusion", "curves", "reliability", "shortened", "thinned"]
+__all__ = ["Line", "class_counts", "confusion", "curves", "grid", "reliability", "shortened", "styled", "svg", "thinned"]
 
 INK = "#010203"  # becomes currentColor
 BLUE, ORANGE = "#1f77b4", "#ff7f0e"
@@ -64,7 +64,7 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> 
 
 def curves(name: str, title: str, lines: Sequence[Line], x_label: str, y_label: str, *, log: bool | None = None) -> str:
     """Curves over a common x axis. `log` None: a logarithmic y axis where all values are positive and span a factor over 20."""
-    with _styled():
+    with styled():
         figure = Figure(figsize=(5.2, 3.1), layout="constrained")
         axes = figure.subplots()
         drawn: list[float] = []
@@ -83,15 +83,15 @@ def curves(name: str, title: str, lines: Sequence[Line], x_label: str, y_label: 
             axes.set_ylim(bottom=0)
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.set_xlim(left=0)
-        _grid(axes)
+        grid(axes)
         if len(lines) > 1:
             axes.legend(loc="best", handlelength=1.6)
-        return _svg(figure, name, title)
+        return svg(figure, name, title)
 
 
 def class_counts(name: str, title: str, classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> str:
     """How many images each class has: one panel of bars a split, the classes from top to bottom."""
-    with _styled():
+    with styled():
         row = 0.22 if len(classes) <= 25 else 0.16
         figure = Figure(figsize=(1.4 + 1.8 * len(counts), 0.55 + row * len(classes)))
         panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
@@ -111,12 +111,12 @@ def class_counts(name: str, title: str, classes: Sequence[str], counts: Mapping[
         panels[0].set_yticks(list(places), [shortened(c, 22) for c in classes], fontsize=9 if row > 0.2 else 8)
         panels[0].set_ylim(len(classes) - 0.4, -0.6)
         figure.subplots_adjust(wspace=0.08)
-        return _svg(figure, name, title, classes)
+        return svg(figure, name, title, classes)
 
 
 def confusion(name: str, title: str, classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
     """The confusion matrix, a row a label: counts, blue by the row's share where right, orange by its square root where wrong."""
-    with _styled():
+    with styled():
         side = max(2.2, 0.42 * len(classes) if len(classes) <= 14 else 0.34 * len(classes))
         figure = Figure(figsize=(side, side))
         axes = figure.subplots()
@@ -137,12 +137,12 @@ def confusion(name: str, title: str, classes: Sequence[str], matrix: Sequence[Se
         places = [place - 0.5 for place in range(len(classes) + 1)]
         for lines in (axes.hlines, axes.vlines):
             lines(places, -0.5, edge, color=INK, alpha=0.12, linewidth=0.5, zorder=0)
-        return _svg(figure, name, title, classes)
+        return svg(figure, name, title, classes)
 
 
 def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy of the predictions of each confidence (bars) against the confidence itself (strokes), and how many they are."""
-    with _styled():
+    with styled():
         figure = Figure(figsize=(4.2, 4.1), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
         upper.plot([0, 1], [0, 1], color=INK, alpha=0.5, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -160,8 +160,8 @@ def reliability(name: str, title: str, bins: Sequence[Mapping[str, Any]]) -> str
         lower.yaxis.set_major_locator(MaxNLocator(3))
         lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         for axes in (upper, lower):
-            _grid(axes)
-        return _svg(figure, name, title)
+            grid(axes)
+        return svg(figure, name, title)
 
 
 def columns(text: str) -> int:
@@ -210,18 +210,20 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _grid(axes: Axes) -> None:
+def grid(axes: Axes) -> None:
+    """Faint lines behind a plot."""
     axes.grid(True, color=INK, alpha=0.12, linewidth=0.5)
 
 
 @contextmanager
-def _styled() -> Iterator[None]:
+def styled() -> Iterator[None]:
+    """The block in which a figure is made and written: fonts and inks of this module."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Gg]lyph")  # the page's font has what the measuring one lacks
         yield
 
 
-def _svg(figure: Figure, name: str, title: str, texts: Sequence[str] = ()) -> str:
+def svg(figure: Figure, name: str, title: str, texts: Sequence[str] = ()) -> str:
     """The figure as an SVG element for an HTML page. `texts` may hold characters wider than the measuring font knows."""
     wide = max((sum(unicodedata.east_asian_width(c) in "WF" for c in shortened(text, 22)) for text in texts), default=0)
     box = {}
