@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
+from residua.dominators import ROOT, Dominators
 from residua.errors import RunError
 from residua.flow import Flow, Step
 from residua.generating import ONE, Terms, added, longest, product, shifted, times
@@ -68,7 +69,7 @@ class Lengths:
 
 def num_paths(flow: Flow) -> int:
     """The number of paths from the sources to the output of `flow`; 1 for a plain network."""
-    (term,) = _Ways(flow, _COUNT).chain(-1, flow.output)
+    (term,) = _Ways(flow, _COUNT).chain(ROOT, flow.output)
     return term[1]
 
 
@@ -79,7 +80,7 @@ def path_lengths(flow: Flow, measure: str = "layers") -> Lengths:
     """
     if measure not in _MEASURES:
         raise ValueError(f"Paths are measured in {' or '.join(_MEASURES)}, not in {measure!r}.")
-    return Lengths(dict(_Ways(flow, _MEASURES[measure]).chain(-1, flow.output)))
+    return Lengths(dict(_Ways(flow, _MEASURES[measure]).chain(ROOT, flow.output)))
 
 
 @dataclass(frozen=True)
@@ -95,30 +96,15 @@ _MEASURES = {"layers": _Measure(1, 0), "units": _Measure(0, 1)}
 
 
 class _Ways:
-    """The generating functions of the ways to each step from its nearest dominator; -1 is a root that precedes all sources."""
+    """The generating functions of the ways to each step from its nearest dominator."""
 
     def __init__(self, flow: Flow, measure: _Measure) -> None:
         self.steps, self.measure = flow.steps, measure
-        self.dominators: list[int] = []
-        self.depths: list[int] = []
+        self.tree = Dominators(flow)
         self.factors: list[Terms] = []
         above = _ancestors(flow)
         for number, step in enumerate(flow.steps):
-            dominator = self.common(step.inputs)
-            self.dominators.append(dominator)
-            self.depths.append(self.depths[dominator] + 1 if dominator >= 0 else 1)
-            self.factors.append(self.factor(step, dominator) if above[number] else ONE)
-
-    def common(self, steps: Sequence[int]) -> int:
-        """The nearest common dominator; the root for none."""
-        common = steps[0] if steps else -1
-        for other in steps[1:]:
-            while common != other:
-                if other == -1 or (common != -1 and self.depths[common] >= self.depths[other]):
-                    common = self.dominators[common]
-                else:
-                    other = self.dominators[other]
-        return common
+            self.factors.append(self.factor(step, self.tree.nearest[number]) if above[number] else ONE)
 
     def factor(self, step: Step, dominator: int) -> Terms:
         """The ways to a step from its nearest dominator."""
@@ -129,15 +115,11 @@ class _Ways:
 
     def chain(self, start: int, end: int) -> Terms:
         """The ways from a step to one that it dominates: the product of the factors on the chain of dominators between them."""
-        factors: Counter[Terms] = Counter()
-        while end != start:
-            factors[self.factors[end]] += 1
-            end = self.dominators[end]
-        return product(factors)
+        return product(Counter(self.factors[step] for step in self.tree.chain(start, end)))
 
     def together(self, start: int, ends: Mapping[int, int]) -> Terms:
         """The ways from a step to several that it dominates, all taken; `ends` says how much longer each already is."""
-        near = self.common(list(ends)) if ends else start
+        near = self.tree.common(list(ends)) if ends else start
         if len(ends) == 1:
             return shifted(self.chain(start, near), ends[near])
         parts = []
@@ -149,12 +131,6 @@ class _Ways:
                 parts.append(self.crossing(near, part))
         return product(Counter([self.chain(start, near), longest(parts)]))
 
-    def below(self, dominator: int, step: int) -> int:
-        """The child of `dominator`, in the tree of dominators, under which the step stands."""
-        while self.dominators[step] != dominator:
-            step = self.dominators[step]
-        return step
-
     def independent(self, dominator: int, ends: Mapping[int, int]) -> list[dict[int, int]]:
         """The ends in groups that share no step below the dominator."""
         groups: list[tuple[set[int], dict[int, int]]] = []
@@ -162,7 +138,7 @@ class _Ways:
             reached, waiting = set[int](), [end]
             while waiting:
                 step = waiting.pop()
-                if step != dominator and (child := self.below(dominator, step)) not in reached:
+                if step != dominator and (child := self.tree.below(dominator, step)) not in reached:
                     reached.add(child)
                     waiting += self.steps[child].inputs
             group = {end: longer}
@@ -182,7 +158,7 @@ class _Ways:
         def ask(asked: Mapping[int, int], terms: Mapping[int, int]) -> None:
             least = min(asked.values())
             moved = {length + least: count for length, count in terms.items()}
-            children = [self.below(dominator, step) for step in asked if step != dominator]
+            children = [self.tree.below(dominator, step) for step in asked if step != dominator]
             key = tuple(sorted((step, longer - least) for step, longer in asked.items()))
             into = waiting.setdefault(max(children), {}).setdefault(key, {}) if children else arrived
             for length, count in moved.items():
@@ -197,14 +173,14 @@ class _Ways:
                     f"The paths of this network cross in too many ways to be told apart by length (at {step.label!r})."
                 )
             for key, terms in waiting.pop(child).items():
-                here = {end: longer for end, longer in key if end != dominator and self.below(dominator, end) == child}
+                here = {end: longer for end, longer in key if end != dominator and self.tree.below(dominator, end) == child}
                 others = {end: longer for end, longer in key if end not in here}
                 to_child = dict(shifted(self.together(child, here), self.measure.layer * (step.kind == "layer")))
                 branch = self.measure.branch
                 for sources in (
                     ({step.inputs[0]: 0}, {step.inputs[1]: branch})
                     if step.kind == "choice"
-                    else (dict.fromkeys(step.inputs or (-1,), 0),)
+                    else (dict.fromkeys(step.inputs or (ROOT,), 0),)
                 ):
                     if not others:
                         ask(sources, times(terms, to_child))

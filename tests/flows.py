@@ -12,8 +12,8 @@ class Builder:
         self.steps: list[Step] = [Step("source", ())]
         self.num_choices = 0
 
-    def add(self, kind: str, *inputs: int) -> int:
-        self.steps.append(Step(kind, inputs, skip=self.num_choices if kind == "choice" else None))
+    def add(self, kind: str, *inputs: int, shape: tuple[int, ...] = ()) -> int:
+        self.steps.append(Step(kind, inputs, skip=self.num_choices if kind == "choice" else None, shape=shape))
         self.num_choices += kind == "choice"
         return len(self.steps) - 1
 
