@@ -18,6 +18,7 @@ from residua.version import __version__
 
 if TYPE_CHECKING:
     from residua import weights as weights
+    from residua.analyzing import analyze as analyze
     from residua.errors import RequestError as RequestError
     from residua.errors import RunError as RunError
     from residua.evaluation import evaluate as evaluate
@@ -43,6 +44,7 @@ _HOMES = {
     "Run": "runs",
     "RunError": "errors",
     "Unit": "unit",
+    "analyze": "analyzing",
     "create_model": "models",
     "evaluate": "evaluation",
     "get_recipe": "recipes",

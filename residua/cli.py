@@ -295,6 +295,41 @@ def predict(
 
 
 @app.command()
+def analyze(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several stand side by side.")],
+    only: Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="One analysis; may be repeated.")] = None,
+    minutes: Annotated[float, typer.Option("--minutes", help="The time for everything together.")] = 8.0,
+    data: Annotated[str | None, typer.Option("--data", help="Other data than the runs' own.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="train, val or test (default: test, else val).")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where analysis.html goes (default: into the first run).")
+    ] = None,
+    device: Device = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Take trained networks apart: responses, lesions, contributions, ...; several runs side by side."""
+
+    def work() -> None:
+        from residua import tables
+        from residua.analyzing import analyze as run_analyses
+        from residua.progress import AnalysisWatch
+
+        with AnalysisWatch(say) as watcher:
+            result = run_analyses(
+                runs, only=only, minutes=minutes, data=data, data_dir=data_dir, split=split, device=device, out=out,
+                watcher=watcher,
+            )  # fmt: skip
+        if as_json:
+            emit(result.to_dict())
+            return
+        print(tables.analyses(result.to_dict()))
+
+    guarded(work, debug)
+
+
+@app.command()
 def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
     """Write the run's report anew: one self-contained HTML file."""
 

@@ -148,7 +148,8 @@ def _layer_targets(subject: Subject, sample: Tensor) -> list[Target]:
     """The layers of a network without shortcuts, from the first to the last but the one that gives the logits."""
     layers = [layer for layer in weight_layers(subject.model, sample)[:-1] if not layer.path.startswith("head.")]
     again = {layer.module for layer in layers if layer.call}
-    stage, targets = -1, []
+    stage = -1
+    targets: list[Target] = []
     for layer in (layer for layer in layers if layer.module not in again):
         stage += not layer.keeps_shape or not targets
         what = "input" if layer.keeps_shape else "zero"

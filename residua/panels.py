@@ -134,8 +134,9 @@ def _draw(axes: Axes, curve: Curve) -> None:
         if x is not None and y is not None and math.isfinite(y)
     ]
     if curve.low is not None and curve.high is not None:
-        band = [(x, a, b) for x, a, b in zip(curve.x, curve.low, curve.high) if None not in (x, a, b)]
-        axes.fill_between(*zip(*band), color=ink, alpha=0.18, linewidth=0) if band else None
+        band = [row for row in zip(curve.x, curve.low, curve.high) if None not in row]
+        xs, lows, highs = ([float(row[part] or 0.0) for row in band] for part in range(3))
+        axes.fill_between(xs, lows, highs, color=ink, alpha=0.18, linewidth=0)
     lined = curve.style != "points"
     dots = curve.style in ("points", "both")
     (line,) = axes.plot(

@@ -8,9 +8,17 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-__all__ = ["Watch"]
+__all__ = ["AnalysisWatch", "Watch"]
 
 
 class Watch:
@@ -63,3 +71,37 @@ class Watch:
         self.latest = f"  {split} error {values['top1_error']:.2f} %"
         if self.bar is None:
             self.say(f"{split}: loss {values['loss']:.4f}, top-1 error {values['top1_error']:.2f} %")
+
+
+class AnalysisWatch:
+    """Watches analyses: a bar of the time that was forecast, or a line when another analysis begins."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say, self.latest = say, ""
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> AnalysisWatch:
+        if sys.stderr.isatty():
+            text = TextColumn("{task.description}")
+            columns = (text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def note(self, text: str) -> None:
+        """A sentence the user should know of."""
+        self.say(text)
+
+    def working(self, what: str, done: float) -> None:
+        """Moves the bar to the share `done` of all, or says what begins."""
+        if self.bar is not None:
+            if not self.bar.task_ids:
+                self.bar.start()
+                self.bar.add_task("", total=1.0)
+            self.bar.update(self.bar.task_ids[0], completed=done, description=what)
+        elif what != self.latest and done < 1:
+            self.say(f"{what} ({100 * done:.0f} % done)")
+        self.latest = what

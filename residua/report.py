@@ -21,7 +21,7 @@ from residua.plots import shortened
 from residua.report_inputs import Inputs, read_inputs
 from residua.runs import Run, open_run, write_atomically
 
-__all__ = ["write_report"]
+__all__ = ["environment", "packaged", "printable", "write_report"]
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -42,9 +42,9 @@ def write_report(run: Run | Path | str) -> Path:
 
 
 def _page(inputs: Inputs) -> str:
-    template = _environment().from_string(_packaged("report_template.html"))
+    template = environment().from_string(packaged("report_template.html"))
     page = template.render(
-        style=Markup(_packaged("report_style.css")),
+        style=Markup(packaged("report_style.css")),
         head=words.headline(inputs),
         setup=words.setup(inputs),
         data=results.data(inputs),
@@ -56,10 +56,11 @@ def _page(inputs: Inputs) -> str:
         manifest=inputs.run.manifest,
         recipe_name=inputs.run.recipe.name,
     )
-    return _UNPRINTABLE.sub("\ufffd", page)
+    return printable(page)
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """What turns a template and values into a page; every text is escaped, and a name that has no value is an error."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["short"] = _short
     environment.filters["drawn"] = Markup
@@ -71,5 +72,11 @@ def _short(thing: Any, most: int = 60) -> str:
     return shortened(str(thing), most)
 
 
-def _packaged(name: str) -> str:
+def printable(page: str) -> str:
+    """The page with a mark in place of characters that HTML may not hold."""
+    return _UNPRINTABLE.sub("\ufffd", page)
+
+
+def packaged(name: str) -> str:
+    """The text of a file that lies beside this module."""
     return resources.files("residua").joinpath(name).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from typing import Any
 from residua.prediction import Prediction
 from residua.published import PAPERS, Published
 
-__all__ = ["classes", "data", "headline", "machine", "network", "networks", "predictions"]
+__all__ = ["analyses", "classes", "data", "headline", "machine", "network", "networks", "predictions"]
 
 
 def networks(rows: Iterable[tuple[str, Published]]) -> str:
@@ -62,6 +62,15 @@ def classes(values: Mapping[str, Any]) -> str:
         recall, precision, f1 = ("-" if row[key] is None else f"{row[key]:.2f}" for key in ("recall", "precision", "f1"))
         lines.append(f"{row['class']:<24}{row['count']:>8}{recall:>10}{precision:>13}{f1:>8}")
     return "\n".join(lines)
+
+
+def analyses(document: Mapping[str, Any]) -> str:
+    """What each analysis says, and where its figures are."""
+    lines = []
+    for entry in document["analyses"]:
+        lines += [entry["title"], *(f"  {sentence}" for sentence in entry["reading"][1:])]
+        lines += [f"  Left out: {reason}" for reason in entry["left_out"].values()]
+    return "\n".join([*lines, f"Figures: {document['page']}"] if document["page"] else lines)
 
 
 def predictions(items: Sequence[Prediction]) -> str:

@@ -17,6 +17,7 @@ PUBLIC = [
     "RunError",
     "Unit",
     "__version__",
+    "analyze",
     "create_model",
     "evaluate",
     "get_recipe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -98,15 +99,17 @@ def _swaps(results: Results) -> Drawing:
         "Swapped",
         panel("lesion-swaps", "Error after swaps, by Kendall's tau", curves, "Kendall's tau of the order (1: as trained)",
               "error, %", levels=_chance(results), reverse=True),
-        "Each point is one draw of pairs of units of a stage that change places; the line joins medians of equally many draws.",
+        "Each point is one draw of pairs of units of a stage that change places; the line joins their medians.",
     )  # fmt: skip
 
 
-def _binned(rows: list[dict[str, Any]], baseline: float, most: int = 8) -> list[tuple[float, float]]:
-    """Medians over consecutive draws in the order of tau, beginning with the undamaged network."""
+def _binned(rows: list[dict[str, Any]], baseline: float, most: int = 10) -> list[tuple[float, float]]:
+    """Medians of the error over draws of one tau, or over equal numbers of draws where there are too many taus."""
     ordered = sorted(rows, key=lambda row: -row["tau"])
-    size = max(3, -(-len(ordered) // most))
-    parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    parts = [list(group) for _, group in itertools.groupby(ordered, key=lambda row: row["tau"])]
+    if len(parts) > most:
+        size = -(-len(ordered) // most)
+        parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     medians = [(statistics.median(r["tau"] for r in part), statistics.median(r["error"] for r in part)) for part in parts]
     return [(1.0, baseline), *medians]
 

@@ -73,7 +73,7 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
          "mean": _finite(moments[number].mean)}
         for number, layer in layers.items() if moments[number].count
     ]  # fmt: skip
-    main = [row["std"] for row in rows if row["part"] == "main" and row["std"] is not None]
+    main = _stds({"layers": rows})
     return {
         "layers": rows,
         "median_std": statistics.median(main) if main else None,
