@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from residua.ways import BRANCH, Ways
 
-__all__ = ["Pass", "drawn", "effective", "every", "norms", "products", "sums_by_length"]
+__all__ = ["Pass", "drawn", "effective", "every", "norms", "orders", "products", "sums_by_length"]
 
 
 class Pass:
@@ -59,9 +59,17 @@ class Pass:
         return found
 
 
-def drawn(units: int, length: int, count: int, generator: torch.Generator) -> Tensor:
-    """`count` paths of the given length, each drawn evenly from all of that length: float [units, count]."""
-    order = torch.rand(units, count, generator=generator, dtype=torch.float64).argsort(0).argsort(0)
+def orders(units: int, count: int, generator: torch.Generator) -> Tensor:
+    """`count` random orders of the units: the place of each unit, int64 [units, count]."""
+    return torch.rand(units, count, generator=generator, dtype=torch.float64).argsort(0).argsort(0)
+
+
+def drawn(order: Tensor, length: int) -> Tensor:
+    """The paths that take the branches of the first `length` units of each of `orders`: float [units, count].
+
+    Each is drawn evenly from all paths of that length. One order for all lengths makes the means of neighbouring lengths err
+    alike, so that their ratios are surer than they are.
+    """
     return (order < length).float()
 
 
@@ -75,8 +83,8 @@ def every(units: int, length: int) -> Tensor:
 
 
 def norms(once: Pass, paths: Tensor) -> Tensor:
-    """The Euclidean norm of the gradient over one path for each image: [N], of paths [n, N]."""
-    return once.gradient(once.ways.only(paths.to(once.images.device))).flatten(1).norm(dim=1)
+    """The Euclidean norm of the gradient over one path for each image: float64 [N], of paths [n, N]."""
+    return once.gradient(once.ways.only(paths.to(once.images.device))).flatten(1).double().norm(dim=1)
 
 
 def sums_by_length(model: nn.Module, ways: Ways, images: Tensor, labels: Tensor) -> Tensor:

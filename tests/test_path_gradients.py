@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from residua.layers import sequence
 from residua.models import create_model
 from residua.network import Network
-from residua.path_gradients import Pass, drawn, effective, every, norms, products, sums_by_length
+from residua.path_gradients import Pass, drawn, effective, every, norms, orders, products, sums_by_length
 from residua.unit import Concat, Gate, Unit, switched_off
 from residua.ways import BRANCH, watched
 
@@ -112,7 +112,7 @@ def test_branches_that_multiply_by_a_constant_give_norms_in_powers_of_it(factor:
         base = norms(once, torch.zeros(6, 4))
         means = []
         for length in range(7):
-            found = norms(once, drawn(6, length, 4, generator))
+            found = norms(once, drawn(orders(6, 4, generator), length))
             torch.testing.assert_close(found, base * factor**length)
             means.append(float(found.mean()))
     shares = products(6, range(7), means)
@@ -131,7 +131,7 @@ def test_sampled_norms_agree_with_all_paths_within_their_error() -> None:
             count = exact_paths.shape[1]
             exact = norms(Pass(model, ways, x.expand(count, -1, -1, -1), labels.expand(count)), exact_paths)
             repeated = Pass(model, ways, x.expand(200, -1, -1, -1), labels.expand(200))
-            sampled = norms(repeated, drawn(8, length, 200, generator))
+            sampled = norms(repeated, drawn(orders(8, 200, generator), length))
             assert exact.std() > 0.01 * exact.mean()
             scores.append(float((sampled.mean() - exact.mean()) / (sampled.std() / math.sqrt(200))))
     assert max(map(abs, scores)) < 4
@@ -140,13 +140,13 @@ def test_sampled_norms_agree_with_all_paths_within_their_error() -> None:
 
 def test_draws_are_paths_of_the_length_and_reach_all_of_them_evenly() -> None:
     generator = torch.Generator().manual_seed(0)
-    paths = drawn(5, 2, 10_000, generator)
+    paths = drawn(orders(5, 10_000, generator), 2)
     assert (paths.sum(0) == 2).all()
     found, counts = paths.T.unique(dim=0, return_counts=True)
     assert len(found) == math.comb(5, 2)
     assert float(((counts - 1000) ** 2 / 1000).sum()) < 30  # chi-square with 9 degrees of freedom
-    assert drawn(5, 0, 7, generator).sum() == 0
-    assert (drawn(5, 5, 7, generator) == 1).all()
+    assert drawn(orders(5, 7, generator), 0).sum() == 0
+    assert (drawn(orders(5, 7, generator), 5) == 1).all()
     assert every(5, 2).shape == (5, 10)
     assert len(every(5, 2).T.unique(dim=0)) == 10
 
