@@ -13,13 +13,13 @@ from torch import nn
 
 from residua.layers import Scale, Shift
 from residua.shortcuts import ZeroPad
+from residua.svg import COLOURS, LINE, arrow, document, line
 from residua.unit import Add, Concat, Gate, SampledAdd, Unit
 
 __all__ = ["unit_svg"]
 
-LINE, BOX, GAP, SIDE, MARGIN = "#333333", 26, 16, 26, 14
+BOX, GAP, SIDE, MARGIN = 26, 16, 26, 14
 CHARACTER = 7.4  # mean width of a character at 13 pixels, in pixels
-COLOURS = {"weights": "#dbe9f6", "norm": "#e6f2dc", "activation": "#fbe3cf", "other": "#eeeeee"}
 SIGNS = {Add: "+", SampledAdd: "b +", Concat: "[ ]", Gate: "T"}
 
 
@@ -50,16 +50,12 @@ def unit_svg(unit: nn.Module, title: str = "") -> str:
     width, height = max(body.width + 2 * MARGIN, caption), body.height + top + MARGIN + 2 * GAP
     x = (width - body.width) / 2
     centre = x + body.centre
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" '
-        f'font-family="Helvetica, Arial, sans-serif" font-size="13" role="img" aria-label="{escape(title or "unit")}">',
-        f'<rect width="{width:g}" height="{height:g}" fill="white"/>',
-    ]
+    parts = []
     if title:
         parts.append(f'<text x="{width / 2:g}" y="20" text-anchor="middle" font-weight="bold">{escape(title)}</text>')
     parts += [line(centre, top, centre, top + GAP), body.placed(x, top + GAP)]
-    parts += [arrow(centre, top + GAP + body.height, centre, height - MARGIN), "</svg>\n"]
-    return "\n".join(parts)
+    parts.append(arrow(centre, top + GAP + body.height, centre, height - MARGIN))
+    return document(width, height, title or "unit", parts)
 
 
 def figure(module: nn.Module) -> Figure:
@@ -173,16 +169,3 @@ def _unit(unit: Unit) -> Figure:
     ]
     whole = Figure(max(branch.width, right + way.width - way.centre), merge + radius, x, marks)
     return stacked([whole, post]) if post.height else whole
-
-
-def line(x1: float, y1: float, x2: float, y2: float) -> str:
-    """A straight line."""
-    return f'<path d="M{x1:g} {y1:g} L{x2:g} {y2:g}" stroke="{LINE}" stroke-width="1.4" fill="none"/>'
-
-
-def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
-    """A straight line downwards that ends in a head."""
-    head = (
-        f'<path d="M{x2 - 4:g} {y2 - 7:g} L{x2:g} {y2:g} L{x2 + 4:g} {y2 - 7:g}" stroke="{LINE}" stroke-width="1.4" fill="none"/>'
-    )
-    return line(x1, y1, x2, y2) + head
