@@ -26,6 +26,7 @@ import PIL
 
 from residua.errors import UnreadableImage
 from residua.images import Header, decode, printable, read_header
+from residua.machine import cache_folder
 
 __all__ = ["FileFacts", "decode_files", "hash_files", "read_headers", "remember_pixels"]
 
@@ -173,9 +174,7 @@ def _each(work: Callable[[int], None], items: Iterable[int], deadline: float = m
 
 
 def _memory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()
-    return folder / "residua" / "files.sqlite3"
+    return cache_folder() / "files.sqlite3"
 
 
 def _recall(paths: Sequence[str]) -> dict[bytes, FileFacts]:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from residua import plan
+from residua import plan, plan_memory
 from residua.batches import Order, Share, train_batches
 from residua.cost import num_parameters
 from residua.dataset import Dataset
@@ -77,16 +77,26 @@ def chosen_plan(
     order: Order,
     device: torch.device,
     threads: int,
+    *,
+    world: int = 1,
+    num_classes: int = 0,
 ) -> tuple[Plan, list[Trial], str]:
+    """The recipe's plan, or the fastest of those that are measured now or were before, with all trials and a note."""
+    sparing = network.recompute_every > 0
     if recipe.plan != "auto":
         chosen = plan.named(recipe.plan)
-        plan.apply(chosen, threads, device, sparing=network.recompute_every > 0)
+        plan.apply(chosen, threads, device, sparing=sparing)
         return chosen, [], "asked for"
-    plan.apply(plan.PLANS["fp32"], threads, device, sparing=network.recompute_every > 0)
-
-    if recipe.minutes is not None:
-        return plan.choose(trial, network, device, Length(seconds=60 * recipe.minutes))
-    return plan.choose(trial, network, device, Length(steps=total_steps(recipe, order, math.nan, 0.0)))
+    plan.apply(plan.PLANS["fp32"], threads, device, sparing=sparing)
+    seconds = None if recipe.minutes is None else 60 * recipe.minutes
+    length = Length(seconds=seconds) if seconds else Length(steps=total_steps(recipe, order, math.nan, 0.0))
+    about = plan_memory.key(recipe, device, threads, world, num_classes)
+    known = plan_memory.recall(about)
+    chosen, trials, note = plan.choose(trial, network, device, length, known=known)
+    if {one.name for one in trials} <= {one.name for one in known}:
+        note = "; ".join(filter(None, ("as measured before", note)))
+    plan_memory.remember(about, trials)
+    return chosen, trials, note
 
 
 def total_steps(recipe: Recipe, order: Order, pace: float, spent: float, measured: int = 0) -> int:

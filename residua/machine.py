@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-__all__ = ["command_line", "hardware", "peak_memory_mib", "revision", "versions"]
+__all__ = ["cache_folder", "command_line", "hardware", "peak_memory_mib", "revision", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -70,3 +70,9 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def cache_folder() -> Path:
+    """Where things are remembered between runs: the folder `residua` under $XDG_CACHE_HOME, else under ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()) / "residua"

@@ -135,14 +135,24 @@ def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """The nearest orthogonal matrices, roughly (singular values in about [0.7, 1.2]): the quintic Newton-Schulz iteration with
-    Jordan's coefficients. [B, rows, columns] -> the same."""
+    Jordan's coefficients, X <- (a + b XX' + c (XX')^2) X. [B, rows, columns] -> the same.
+
+    Every X is a polynomial of the first Gram matrix times the first X, so the iteration runs on the small square matrices alone,
+    and the wide ones are multiplied twice in all: for the kernels of convolutions that is less than half of the work.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    gram = x @ x.mT
+    product = gram
+    for step in range(steps):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor @ product if step else factor
+        if step < steps - 1:
+            gram = factor @ gram @ factor
+    x = product @ x
     return x.mT if tall else x
 
 

@@ -1,7 +1,8 @@
 """The execution plan: precision, memory format, compilation, threads. Given a step to try, it measures. Layer 3.
 
 A plan changes how a step is computed, never what: every candidate's losses are compared with those of the plain one (fp32,
-eager, contiguous) on the same batches from the same weights, on a copy of the model.
+eager, contiguous) on the same batches from the same weights, on a copy of the model. What was measured is remembered by
+`residua.plan_memory`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from residua import kernels
 from residua.errors import RequestError, nearest
 from residua.network import Network
 from residua.unit import walk
@@ -33,13 +35,14 @@ LOSS_TOLERANCE = 0.05  # relative; bf16 rounds to 3 significant digits, and the 
 @dataclass(frozen=True)
 class Plan:
     """How a step is computed. `precision` "fp32" or "bf16" (autocast); `memory_format` "contiguous" or "channels_last";
-    `compile` "none", "model" or "stages"."""
+    `compile` "none", "model" or "stages"; `fused`: normalisations with what follows them in own loops (`residua.kernels`)."""
 
     name: str
     precision: str = "fp32"
     memory_format: str = "contiguous"
     compile: str = "none"
     exact: bool = False
+    fused: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which the forward pass runs."""
@@ -55,7 +58,9 @@ PLANS = {
     for plan in (
         Plan("fp32"),
         Plan("fp32-channels-last", memory_format="channels_last"),
+        Plan("fp32-fused", memory_format="channels_last", fused=True),
         Plan("bf16", "bf16", "channels_last"),
+        Plan("bf16-fused", "bf16", "channels_last", fused=True),
         Plan("fp32-compile", "fp32", "channels_last", "model"),
         Plan("bf16-compile", "bf16", "channels_last", "model"),
         Plan("bf16-compile-stages", "bf16", "channels_last", "stages"),
@@ -109,10 +114,6 @@ def set_allocator(sparing: bool) -> None:
         mallopt(m_trim_threshold, 2**18 if sparing else 2**31 - 1)
 
 
-EAGER = ("fp32", "fp32-channels-last", "bf16")
-"""The plans that are always tried, the plain one first."""
-
-
 def compile_obstacle(network: Network, device: torch.device) -> str | None:
     """Why compiling is not tried, in a sentence; None if it can be."""
     if len(list(walk(network))) > 120:
@@ -123,8 +124,10 @@ def compile_obstacle(network: Network, device: torch.device) -> str | None:
     return None
 
 
-def compiled(network: Network, plan: Plan) -> Callable[[Tensor], Tensor]:
-    """The network's forward under the plan, sharing its weights; without graph breaks, or it raises."""
+def compiled(network: Network, plan: Plan) -> nn.Module | Callable[[Tensor], Tensor]:
+    """The network's forward under the plan, sharing its weights; compiled without graph breaks, or it raises."""
+    if plan.fused:
+        return kernels.fused(network)
     if plan.compile == "none":
         return network
     if plan.compile == "stages":
@@ -197,23 +200,49 @@ def choose(
     *,
     steps: int = 4,
     limit: float = 1.5,
+    known: Sequence[Trial] = (),
 ) -> tuple[Plan, list[Trial], str]:
     """The fastest plan for a run of this length, all trials, and a note on what was left out.
 
     `make_step(plan)` gives a function of the step's number that trains a copy and returns the loss; each trial makes up to
-    `steps` updates within `limit` seconds after a first one.
+    `steps` updates within `limit` seconds after a first one. fp32 and bf16 come first; then what could be faster still than
+    the better of the two: channels-last order where bf16 is not, the fused loops on a CPU, and compiling where the run is
+    long. Trials in `known` are not repeated.
     """
-    trials = [measure(PLANS[name], make_step, steps, limit) for name in EAGER]
-    reference, note = trials[0], ""
+    before = {trial.name: trial for trial in known}
+    trials: list[Trial] = []
+
+    def attempt(name: str, longer: int = 1) -> Trial:
+        trial = before.get(name) or measure(PLANS[name], make_step, longer * steps, longer * limit)
+        trials.append(trial)
+        return trial
+
+    reference = attempt("fp32")
+    attempt("bf16")
+    best = _best(trials, reference, length)
+    if best is reference:
+        attempt("fp32-channels-last")
+    precision, notes = PLANS[best.name].precision, []
+    if device.type == "cpu":
+        obstacle = kernels.obstacle()
+        if obstacle is None and has_batch_norm(network):
+            attempt(f"{precision}-fused")
+        elif obstacle is not None:
+            notes.append(f"the fused loops are left out: {obstacle}")
     best = _best(trials, reference, length)
     if math.isfinite(best.seconds_per_step) and length.forecast(best.seconds_per_step) > COMPILE_FORECAST:
         obstacle = compile_obstacle(network, device)
-        note = obstacle or ""
         if obstacle is None:
-            more = "bf16-compile" if PLANS[best.name].precision == "bf16" else "fp32-compile"
-            trials.append(measure(PLANS[more], make_step, 2 * steps, 2 * limit))
+            attempt(f"{precision}-compile", longer=2)
             best = _best(trials, reference, length)
-    return PLANS[best.name], [_judged(trial, reference) for trial in trials], note
+        else:
+            notes.append(obstacle)
+    return PLANS[best.name], [_judged(trial, reference) for trial in trials], "; ".join(notes)
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether there is anything to fuse."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 def _best(trials: Sequence[Trial], reference: Trial, length: Length) -> Trial:

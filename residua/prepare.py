@@ -138,7 +138,9 @@ def begin(
     stats = normalization(dataset.splits["train"], recipe, dataset.facts.channels)
     order = make_order(dataset, recipe)
     trial = forecast.trial_factory(network, recipe, dataset, stats, device, workers, share)
-    chosen, trials, note = forecast.chosen_plan(recipe, network, trial, order, device, threads)
+    chosen, trials, note = forecast.chosen_plan(
+        recipe, network, trial, order, device, threads, world=share.world, num_classes=len(dataset.classes)
+    )
     measured = plan.measure(chosen, trial, 6, 2.0)
     pace = measured.seconds_per_step
     if recipe.optim.head_first:

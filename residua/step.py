@@ -74,7 +74,10 @@ class Step:
         self.average = optim.Averaged(network, recipe.average.decay) if recipe.average.decay else None
         self.sampled = [module for module in network.modules() if isinstance(module, SampledAdd)]
         self.parallel: DistributedDataParallel | None = None
-        self.forward: Callable[[Tensor], Any] | None = compiled(network, plan) if self.share.world == 1 else None
+        self.twin: Any = compiled(network, plan) if plan.fused else network  # shares all layers with weights
+        self.forward: Callable[[Tensor], Any] | None = None
+        if self.share.world == 1:
+            self.forward = self.twin if plan.fused else compiled(network, plan)
         self.head_only: bool | None = None
         self.train()
         self.last = Outcome(math.nan, math.nan, math.nan, 0)
@@ -111,17 +114,18 @@ class Step:
         self.train()
         if self.share.world > 1:
             self.parallel = self.forward = None  # its hooks go with it
-            self.parallel = DistributedDataParallel(self.network)
+            self.parallel = DistributedDataParallel(self.twin)
             self.forward = self.parallel
 
     def train(self) -> None:
         """Puts the network into training mode. While only the head is trained, the rest stays in evaluation mode: its batch norms
         normalise by the statistics that came with the weights and leave them alone, and nothing in it is dropped, so that the
         head learns from the features that it will see in evaluation."""
-        self.network.train()
-        if self.head_only:
-            self.network.stem.eval()
-            self.network.stages.eval()
+        for network in (self.network, self.twin):
+            network.train()
+            if self.head_only:
+                network.stem.eval()
+                network.stages.eval()
 
     def _gradients(self, batch: Batch, count: float) -> Tensor:
         """Leaves the gradient of the mean loss over `count` images; returns the sums of losses and of wrong answers here."""

@@ -54,10 +54,11 @@ def trials(network: Network, recipe: Recipe, digits: Dataset) -> Callable[[Plan]
 
 def test_all_eager_plans_follow_the_same_losses(network: Network, recipe: Recipe, digits: Dataset) -> None:
     make_step = trials(network, recipe, digits)
-    found = [measure(PLANS[name], make_step, 3) for name in ("fp32", "fp32-channels-last", "bf16", "exact")]
+    found = [measure(PLANS[name], make_step, 3) for name in ("fp32", "fp32-channels-last", "bf16", "exact", "fp32-fused")]
     assert all(trial.outcome == "measured" and len(trial.losses) == 4 for trial in found)
     assert found[1].losses == pytest.approx(found[0].losses, rel=1e-4)
     assert found[3].losses == pytest.approx(found[0].losses, rel=1e-4)
+    assert found[4].losses == pytest.approx(found[0].losses, rel=1e-4)
     assert found[2].losses == pytest.approx(found[0].losses, rel=plan.LOSS_TOLERANCE)
     assert found[2].losses != found[0].losses, "bf16 should round"
     assert all(agrees(trial, found[0]) for trial in found)
@@ -103,30 +104,58 @@ def raising(at: int) -> Callable[[int], float]:
 
 def test_the_fastest_plan_whose_losses_agree_is_chosen(network: Network) -> None:
     asked: list[str] = []
-    outcomes = {"fp32": slow(0.03), "fp32-channels-last": slow(0.01), "bf16": slow(0.0, loss=1.2)}
+    outcomes = {"fp32": slow(0.03), "bf16": slow(0.0, loss=1.2), "fp32-channels-last": slow(0.01), "fp32-fused": slow(0.02)}
     chosen, found, note = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=3)
-    assert (chosen.name, note, asked) == ("fp32-channels-last", "", ["fp32", "fp32-channels-last", "bf16"])
-    assert [trial.outcome for trial in found] == ["measured", "measured", "rejected: its losses differ from those in fp32"]
+    assert (chosen.name, note, asked) == ("fp32-channels-last", "", list(outcomes))
+    rejected = "rejected: its losses differ from those in fp32"
+    assert [trial.outcome for trial in found] == ["measured", rejected, "measured", "measured"]
+
+
+def test_the_fused_loops_are_tried_in_the_faster_precision(network: Network) -> None:
+    asked: list[str] = []
+    outcomes = {"fp32": slow(0.03), "bf16": slow(0.02), "bf16-fused": slow(0.01)}
+    chosen, _, note = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=3)
+    assert (chosen.name, note, asked) == ("bf16-fused", "", list(outcomes))
+
+
+def test_without_the_fused_loops_a_note_says_why(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.kernels, "obstacle", lambda: "there is no C compiler")
+    outcomes = {"fp32": slow(0.02), "bf16": slow(0.01)}
+    chosen, _, note = choose(steps_of(outcomes, []), network, CPU, Length(steps=100), steps=2)
+    assert (chosen.name, note) == ("bf16", "the fused loops are left out: there is no C compiler")
+
+
+def test_what_was_measured_before_is_not_measured_again(network: Network) -> None:
+    asked: list[str] = []
+    known = [Trial("fp32", 0.02, 0.1, (1.0, 0.9), "measured"), Trial("bf16", 0.01, 0.1, (1.0, 0.9), "measured")]
+    outcomes = {"bf16-fused": slow(0.02)}
+    chosen, found, _ = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=2, known=known)
+    assert (chosen.name, asked, len(found)) == ("bf16", ["bf16-fused"], 3)
 
 
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_plan_that_raises_is_reported_as_failed_and_not_chosen(network: Network, at: int) -> None:
-    outcomes = {"fp32": slow(0.01), "fp32-channels-last": slow(0.02), "bf16": raising(at)}
+    outcomes = {"fp32": slow(0.01), "fp32-channels-last": slow(0.02), "bf16": raising(at), "fp32-fused": slow(0.02)}
     chosen, found, _ = choose(steps_of(outcomes, []), network, CPU, Length(steps=100), steps=4)
     assert chosen.name == "fp32"
-    assert found[2].outcome == "failed: RuntimeError: this backend cannot"
-    assert math.isinf(found[2].seconds_per_step)
+    assert found[1].outcome == "failed: RuntimeError: this backend cannot"
+    assert math.isinf(found[1].seconds_per_step)
 
 
 def test_a_loss_that_is_not_finite_never_agrees(network: Network) -> None:
-    outcomes = {"fp32": slow(0.02), "fp32-channels-last": slow(0.0, loss=math.nan), "bf16": slow(0.0, loss=math.inf)}
+    lost = {
+        "fp32-channels-last": slow(0.0, loss=math.nan),
+        "bf16": slow(0.0, loss=math.inf),
+        "fp32-fused": slow(0.0, loss=math.nan),
+    }
+    outcomes = {"fp32": slow(0.02), **lost}
     chosen, _, _ = choose(steps_of(outcomes, []), network, CPU, Length(steps=100), steps=2)
     assert chosen.name == "fp32"
 
 
 def test_compiling_is_tried_only_for_runs_of_more_than_ten_minutes(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "compile_obstacle", lambda *_: None)
-    outcomes = {name: slow(0.01) for name in ("fp32", "fp32-channels-last", "bf16", "fp32-compile", "bf16-compile")}
+    outcomes = {name: slow(0.01) for name in plan.PLANS}
     for length, compiles in (
         (Length(steps=100), 0),
         (Length(steps=10**6), 1),

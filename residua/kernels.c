@@ -1,0 +1,254 @@
+/* Batch normalisation with what stands round it, in as few passes over memory as the statistics allow:
+
+     y  = relu(scale * x + shift [+ h])          scale = weight / sqrt(variance + eps), shift = bias - mean * scale
+
+   Maps are [rows, channels] in channels-last order, of one type (bfloat16 with -DBFLOAT16, else float); all arithmetic is in float, and
+   sums over rows are taken block by block in float and over the blocks in double. The blocks depend on the shape alone, so the results do
+   not depend on the number of threads. Comparisons are written so that NaN stays NaN.
+
+   A wide row is as many rows as make some WIDE values, so that the inner loops are long and their sums lie in registers far apart; the
+   parameters of a channel are repeated along it. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef BFLOAT16
+typedef uint16_t stored;
+static inline float load(stored v) {
+    uint32_t bits = (uint32_t)v << 16;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+static inline stored rounded(float v) { /* to nearest, ties to even, as torch does */
+    uint32_t bits;
+    memcpy(&bits, &v, 4);
+    uint32_t up = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return v != v ? 0x7fc0 : (stored)up;
+}
+#else
+typedef float stored;
+static inline float load(stored v) { return v; }
+static inline stored rounded(float v) { return v; }
+#endif
+
+enum { WIDE = 512, BLOCK = 65536 }; /* values: of a wide row, about, and of a block, about */
+
+typedef struct {
+    long rows, channels, repeat, wide, block, blocks; /* rows a block, and how many blocks there are */
+} shape;
+
+static shape shape_of(long rows, long channels) {
+    long repeat = channels < WIDE ? WIDE / channels : 1;
+    shape s = {rows, channels, repeat, channels * repeat, 0, 0};
+    s.block = repeat * (BLOCK / s.wide > 1 ? BLOCK / s.wide : 1);
+    s.blocks = (rows + s.block - 1) / s.block;
+    return s;
+}
+
+static void spread(const shape *s, float *wide) { /* repeats the first `channels` values along the wide row */
+    for (long i = s->channels; i < s->wide; i++) wide[i] = wide[i - s->channels];
+}
+
+static void fold(const shape *s, const float *wide, double *sums) {
+    for (long c = 0; c < s->channels; c++) sums[c] = 0;
+    for (long r = 0; r < s->repeat; r++)
+        for (long c = 0; c < s->channels; c++) sums[c] += wide[r * s->channels + c];
+}
+
+/* Adds x - pivot and its square over one block of `count` values to first and second [wide]. */
+static void moments(const shape *s, const stored *restrict x, long count, const float *restrict pivot, float *restrict first,
+                    float *restrict second) {
+    for (long i = 0; i < count; i += s->wide) {
+        long n = count - i < s->wide ? count - i : s->wide;
+        for (long j = 0; j < n; j++) {
+            float d = load(x[i + j]) - pivot[j];
+            first[j] += d;
+            second[j] += d * d;
+        }
+    }
+}
+
+/* The sums over all blocks, [channels] each, from the blocks' pairs. */
+static void total(const shape *s, const double *parts, double *first, double *second) {
+    long channels = s->channels;
+    memset(first, 0, channels * sizeof(double));
+    memset(second, 0, channels * sizeof(double));
+    for (long b = 0; b < s->blocks; b++, parts += 2 * channels)
+        for (long c = 0; c < channels; c++) {
+            first[c] += parts[c];
+            second[c] += parts[channels + c];
+        }
+}
+
+/* Forward. h may be NULL. In training the statistics are the batch's and move the running ones, else the running ones are used.
+   mean, invstd [channels] are kept for the backward pass. Returns 0, or 1 if there is no memory. */
+int norm_forward(const stored *restrict x, const stored *restrict h, stored *restrict y, const float *weight, const float *bias,
+                 float *running_mean, float *running_var, float *mean, float *invstd, long rows, long channels, float eps,
+                 float momentum, int relu, int training) {
+    shape s = shape_of(rows, channels);
+    float *scale = malloc(3 * s.wide * sizeof(float)), *shift = scale ? scale + s.wide : 0, *pivot = scale ? shift + s.wide : 0;
+    double *parts = malloc(2 * (s.blocks + 1) * channels * sizeof(double)), *sums = parts + 2 * s.blocks * channels;
+    int failed = !scale || !parts;
+    if (!failed && training) {
+        for (long c = 0; c < channels; c++) pivot[c] = load(x[c]);
+        spread(&s, pivot);
+#pragma omp parallel for schedule(static) reduction(| : failed)
+        for (long b = 0; b < s.blocks; b++) {
+            long start = b * s.block, end = start + s.block < rows ? start + s.block : rows;
+            float *first = calloc(2 * s.wide, sizeof(float));
+            if (!first) {
+                failed |= 1;
+                continue;
+            }
+            moments(&s, x + start * channels, (end - start) * channels, pivot, first, first + s.wide);
+            fold(&s, first, parts + 2 * b * channels);
+            fold(&s, first + s.wide, parts + (2 * b + 1) * channels);
+            free(first);
+        }
+    }
+    if (!failed && training) total(&s, parts, sums, sums + channels);
+    for (long c = 0; !failed && c < channels; c++) {
+        if (training) {
+            double centre = sums[c] / rows, variance = sums[channels + c] / rows - centre * centre;
+            variance = variance < 0 ? 0 : variance;
+            mean[c] = (float)(centre + pivot[c]);
+            invstd[c] = (float)(1 / sqrt(variance + eps));
+            running_mean[c] += momentum * (mean[c] - running_mean[c]);
+            running_var[c] += momentum * ((float)(variance * rows / (rows > 1 ? rows - 1 : 1)) - running_var[c]);
+        } else {
+            mean[c] = running_mean[c];
+            invstd[c] = 1 / sqrtf(running_var[c] + eps);
+        }
+        scale[c] = weight[c] * invstd[c];
+        shift[c] = bias[c] - mean[c] * scale[c];
+    }
+    if (!failed) {
+        spread(&s, scale);
+        spread(&s, shift);
+#pragma omp parallel for schedule(static)
+        for (long b = 0; b < s.blocks; b++) {
+            long start = b * s.block, end = start + s.block < rows ? start + s.block : rows;
+            for (long i = start; i < end; i += s.repeat) {
+                long n = (end - i < s.repeat ? end - i : s.repeat) * channels;
+                const stored *restrict in = x + i * channels, *restrict side = h + (h ? i * channels : 0);
+                stored *restrict out = y + i * channels;
+                if (h && relu)
+                    for (long j = 0; j < n; j++) {
+                        float v = load(in[j]) * scale[j] + shift[j] + load(side[j]);
+                        out[j] = rounded(v < 0 ? 0 : v);
+                    }
+                else if (h)
+                    for (long j = 0; j < n; j++) out[j] = rounded(load(in[j]) * scale[j] + shift[j] + load(side[j]));
+                else if (relu)
+                    for (long j = 0; j < n; j++) {
+                        float v = load(in[j]) * scale[j] + shift[j];
+                        out[j] = rounded(v < 0 ? 0 : v);
+                    }
+                else
+                    for (long j = 0; j < n; j++) out[j] = rounded(load(in[j]) * scale[j] + shift[j]);
+            }
+        }
+    }
+    free(scale);
+    free(parts);
+    return failed;
+}
+
+/* One block of the first backward pass: the sums of dz and of dz (x - mean), dz being dy where the ReLU was open. The ReLU's state comes from
+   y where an addition stood before it (then dz is also written to dh), and from x where none did. */
+static void gradient_sums(const shape *s, const stored *restrict dy, const stored *restrict x, const stored *restrict y,
+                          stored *restrict dh, long count, const float *restrict mean, const float *restrict scale,
+                          const float *restrict shift, int relu, float *restrict first, float *restrict second) {
+#define EACH(OPEN, WRITE)                                                     \
+    for (long i = 0; i < count; i += s->wide) {                               \
+        long n = count - i < s->wide ? count - i : s->wide;                   \
+        for (long j = 0; j < n; j++) {                                        \
+            float v = load(x[i + j]), g = (OPEN) ? load(dy[i + j]) : 0;       \
+            WRITE;                                                            \
+            first[j] += g;                                                    \
+            second[j] += g * (v - mean[j]);                                   \
+        }                                                                     \
+    }
+    if (y) {
+        EACH(!(load(y[i + j]) <= 0), dh[i + j] = rounded(g))
+    } else if (relu) {
+        EACH(!(v * scale[j] + shift[j] <= 0), )
+    } else {
+        EACH(1, )
+    }
+#undef EACH
+}
+
+/* Backward. y and dh are NULL unless a ReLU follows an addition; then dh [rows, channels] receives the gradient of h. dx, dweight, dbias receive
+   theirs. Returns 0, or 1 if there is no memory. */
+int norm_backward(const stored *restrict dy, const stored *restrict x, const stored *restrict y, stored *restrict dh,
+                  stored *restrict dx, const float *weight, const float *bias, const float *mean, const float *invstd,
+                  float *dweight, float *dbias, long rows, long channels, int relu, int training) {
+    shape s = shape_of(rows, channels);
+    float *scale = malloc(5 * s.wide * sizeof(float));
+    double *parts = malloc(2 * (s.blocks + 1) * channels * sizeof(double)), *sums = parts + 2 * s.blocks * channels;
+    int failed = !scale || !parts;
+    float *shift = scale + s.wide, *centre = shift + s.wide, *slope = centre + s.wide, *offset = slope + s.wide;
+    if (!failed) {
+        for (long c = 0; c < channels; c++) {
+            scale[c] = weight[c] * invstd[c];
+            shift[c] = bias[c] - mean[c] * scale[c];
+            centre[c] = mean[c];
+        }
+        spread(&s, scale);
+        spread(&s, shift);
+        spread(&s, centre);
+#pragma omp parallel for schedule(static) reduction(| : failed)
+        for (long b = 0; b < s.blocks; b++) {
+            long start = b * s.block, end = start + s.block < rows ? start + s.block : rows, at = start * channels;
+            float *first = calloc(2 * s.wide, sizeof(float));
+            if (!first) {
+                failed |= 1;
+                continue;
+            }
+            gradient_sums(&s, dy + at, x + at, y ? y + at : 0, dh ? dh + at : 0, (end - start) * channels, centre, scale, shift, relu,
+                          first, first + s.wide);
+            fold(&s, first, parts + 2 * b * channels);
+            fold(&s, first + s.wide, parts + (2 * b + 1) * channels);
+            free(first);
+        }
+    }
+    if (!failed) total(&s, parts, sums, sums + channels);
+    for (long c = 0; !failed && c < channels; c++) {
+        double first = sums[c], second = sums[channels + c];
+        dbias[c] = (float)first;
+        dweight[c] = (float)(second * invstd[c]);
+        /* dx = scale (dz - mean of dz - (x - mean) invstd^2 mean of dz (x - mean)) = scale dz + slope x + offset */
+        double along = training ? -(double)scale[c] * invstd[c] * invstd[c] * second / rows : 0;
+        slope[c] = (float)along;
+        offset[c] = training ? (float)(-scale[c] * first / rows - along * mean[c]) : 0;
+    }
+    if (!failed) {
+        const stored *restrict gradient = dh ? dh : dy;
+        int masked = relu && !dh;
+        spread(&s, slope);
+        spread(&s, offset);
+#pragma omp parallel for schedule(static)
+        for (long b = 0; b < s.blocks; b++) {
+            long start = b * s.block, end = start + s.block < rows ? start + s.block : rows;
+            for (long i = start; i < end; i += s.repeat) {
+                long n = (end - i < s.repeat ? end - i : s.repeat) * channels;
+                const stored *restrict g = gradient + i * channels, *restrict in = x + i * channels;
+                stored *restrict out = dx + i * channels;
+                if (masked)
+                    for (long j = 0; j < n; j++) {
+                        float v = load(in[j]), dz = v * scale[j] + shift[j] <= 0 ? 0 : load(g[j]);
+                        out[j] = rounded(dz * scale[j] + v * slope[j] + offset[j]);
+                    }
+                else
+                    for (long j = 0; j < n; j++) out[j] = rounded(load(g[j]) * scale[j] + load(in[j]) * slope[j] + offset[j]);
+            }
+        }
+    }
+    free(scale);
+    free(parts);
+    return failed;
+}

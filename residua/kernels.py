@@ -1,0 +1,252 @@
+"""The unit, fused: batch normalisation with the ReLU and the addition that follow it, in few passes over memory. Layer 2.
+
+On a CPU a training step spends a third of its time outside the convolutions, moving maps to and from memory: normalisation,
+ReLU and addition, each with a pass of its own. Here a normalisation with what follows it takes two passes forward (statistics,
+result) and two backward (sums, gradient), and keeps for backward its input and, where an addition stands between, its result:
+nothing else. The loops are in kernels.c, which the machine's C compiler makes into a library once (a second; kept in
+the user's cache), and need maps in channels-last order, bfloat16 or float32. Where anything is missing, the plain layers run.
+
+`fused(network)` gives a twin that shares all weights and buffers and computes the same to rounding. It is rewritten by the
+vocabulary: a normalisation and a ReLU in a chain, and in a unit the last normalisation of the branch, the addition and
+the ReLU after it.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from residua.machine import cache_folder
+from residua.unit import Add, Unit
+
+__all__ = ["FusedNorm", "FusedUnit", "available", "fused", "obstacle"]
+
+_FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
+_MACROS = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
+
+
+def available() -> bool:
+    """Whether the fused loops can run on this machine; the first call compiles them."""
+    return obstacle() is None
+
+
+@cache
+def obstacle() -> str | None:
+    """Why the fused loops cannot run here, in a sentence; None if they can."""
+    if not sys.platform.startswith("linux"):
+        return "the fused loops are for Linux"
+    if _compiler() is None:
+        return "there is no C compiler on this machine (installing gcc would make training faster)"
+    try:
+        for dtype in _MACROS:
+            _library(dtype)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip()
+        return f"the C compiler could not make the fused loops: {said.splitlines()[0] if said else type(error).__name__}"
+    return None
+
+
+def _compiler() -> str | None:
+    return next((found for name in (os.environ.get("CC"), "gcc", "cc", "clang") if name and (found := shutil.which(name))), None)
+
+
+@cache
+def _library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The loops for maps of `dtype`, compiled for this processor, this compiler and this source, or taken from the cache."""
+    compiler = _compiler()
+    assert compiler is not None
+    source = Path(__file__).with_name("kernels.c")
+    command = [compiler, *_FLAGS, *_MACROS[dtype], "-shared", "-fPIC"]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    openmp = _openmp()
+    key = hashlib.sha256("\0".join([source.read_text(), *command, version, openmp, _processor()]).encode()).hexdigest()[:20]
+    path = cache_folder() / f"kernels-{key}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # aside, then renamed: others may make the same one
+            aside = Path(folder, path.name)
+            built = [*command, str(source), "-o", str(aside), *([openmp] if openmp else []), "-lm"]
+            subprocess.run(built, capture_output=True, text=True, check=True, timeout=120)
+            aside.replace(path)
+    library = ctypes.CDLL(str(path))
+    pointer, number, real, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+    library.norm_forward.argtypes = [pointer] * 9 + [number, number, real, real, flag, flag]
+    library.norm_backward.argtypes = [pointer] * 11 + [number, number, flag, flag]
+    return library
+
+
+def _processor() -> str:
+    """What the loops are compiled for: a home folder may be shared by machines."""
+    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _openmp() -> str:
+    """The path of the OpenMP library that torch runs on; the loops share its threads, for two pools would hinder each other."""
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libgomp" in line}
+    return min(mapped, default="")
+
+
+class _Normalized(torch.autograd.Function):
+    """relu(norm(x) + h) or any part of it; x and h of one shape and type, dense in channels-last order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool, training: bool
+    ) -> Tensor:
+        y = torch.empty_like(x)
+        mean, invstd = torch.empty_like(weight), torch.empty_like(weight)
+        channels, momentum = x.shape[1], norm.momentum
+        failed = _library(x.dtype).norm_forward(
+            x.data_ptr(), _address(h), y.data_ptr(), weight.data_ptr(), bias.data_ptr(), _address(norm.running_mean),
+            _address(norm.running_var), mean.data_ptr(), invstd.data_ptr(), x.numel() // channels, channels, norm.eps,
+            momentum, relu, training,
+        )  # fmt: skip
+        if failed:
+            raise MemoryError("no memory for the statistics of a normalisation")
+        ctx.relu, ctx.training, ctx.added = relu, training, h is not None
+        ctx.save_for_backward(x, weight, bias, mean, invstd, *([y] if relu and h is not None else []))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, weight, bias, mean, invstd, *rest = ctx.saved_tensors
+        y = rest[0] if rest else None
+        dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        dx, dh = torch.empty_like(x), torch.empty_like(x) if y is not None else None
+        dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+        channels = x.shape[1]
+        failed = _library(x.dtype).norm_backward(
+            dy.data_ptr(), x.data_ptr(), _address(y), _address(dh), dx.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+            mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // channels, channels,
+            ctx.relu, ctx.training,
+        )  # fmt: skip
+        if failed:
+            raise MemoryError("no memory for the gradient of a normalisation")
+        return dx, (dh if dh is not None else dy) if ctx.added else None, dweight, dbias, None, None, None
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _fits(norm: nn.BatchNorm2d, x: Tensor, h: Tensor | None) -> bool:
+    """Whether the loops take these maps; else the plain layers do."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in _MACROS
+        and x.dim() == 4
+        and x.numel() > x.shape[1]
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and (h is None or (h.shape == x.shape and h.dtype == x.dtype and h.is_contiguous(memory_format=torch.channels_last)))
+        and norm.weight.dtype == torch.float32
+        and not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack())
+    )
+
+
+def _apply(norm: nn.BatchNorm2d, x: Tensor, h: Tensor | None, relu: bool) -> Tensor:
+    if not _fits(norm, x, h):
+        y = norm(x) if h is None else h + norm(x)
+        return y.relu() if relu else y
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    return _Normalized.apply(x, h, norm.weight, norm.bias, norm, relu, norm.training)
+
+
+class FusedNorm(nn.Module):
+    """A batch norm and, with `relu`, the ReLU after it: [N, C, H, W] -> the same. Shares the layer `norm`."""
+
+    def __init__(self, norm: nn.BatchNorm2d, relu: bool) -> None:
+        super().__init__()
+        self.norm, self.relu = norm, relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _apply(self.norm, x, None, self.relu)
+
+
+class FusedUnit(nn.Module):
+    """A unit whose branch ends with the batch norm `norm` and whose merge adds: relu(shortcut(x) + norm(branch(x)))."""
+
+    def __init__(self, branch: nn.Module, norm: nn.BatchNorm2d, shortcut: nn.Module, relu: bool) -> None:
+        super().__init__()
+        self.branch, self.norm, self.shortcut, self.relu = branch, norm, shortcut, relu
+
+    def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
+        f = self.branch(x, *extra)
+        return _apply(self.norm, f, self.shortcut(x), self.relu)
+
+
+def fused(module: nn.Module) -> nn.Module:
+    """A twin of `module` in which normalisations are fused with what follows them; weights, buffers and all other layers are
+    shared, and `module` stays as it is. A module with hooks is taken over whole."""
+    if _hooked(module):
+        return module
+    if isinstance(module, nn.BatchNorm2d):
+        return FusedNorm(module, relu=False) if _fusible(module) else module
+    if type(module) is Unit and type(module.merge) is Add and module.shortcut is not None and not _hooked(module.merge):
+        branch, norm = _without_last_norm(module.branch)
+        if norm is not None and type(module.post) in (nn.ReLU, nn.Identity) and not _hooked(module.post):
+            return FusedUnit(fused(branch), norm, fused(module.shortcut), type(module.post) is nn.ReLU)
+    if not module._modules:
+        return module
+    twin = copy.copy(module)
+    twin._modules = {}
+    children = list(module._modules.items())
+    chain = type(module).forward is nn.Sequential.forward
+    place = 0
+    while place < len(children):
+        name, child = children[place]
+        following = children[place + 1][1] if chain and place + 1 < len(children) else None
+        if _fusible(child) and type(following) is nn.ReLU and not _hooked(following):
+            assert isinstance(child, nn.BatchNorm2d)
+            twin._modules[name] = FusedNorm(child, relu=True)
+            place += 1
+        else:
+            twin._modules[name] = None if child is None else fused(child)
+        place += 1
+    return twin
+
+
+def _fusible(module: nn.Module | None) -> bool:
+    return (
+        type(module) is nn.BatchNorm2d
+        and module.affine
+        and module.track_running_stats
+        and module.momentum is not None
+        and not _hooked(module)
+    )
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _without_last_norm(branch: nn.Module) -> tuple[nn.Module, nn.BatchNorm2d | None]:
+    """A chain without the batch norm that it ends with, and that; the chain itself and None if it ends otherwise."""
+    if type(branch).forward is not nn.Sequential.forward or not len(branch._modules) or _hooked(branch):
+        return branch, None
+    *rest, (name, last) = branch._modules.items()
+    if last is not None and type(last).forward is nn.Sequential.forward:
+        inner, norm = _without_last_norm(last)
+        rest = [*rest, (name, inner)]
+    else:
+        norm = last if _fusible(last) else None  # type: ignore[assignment]
+    if norm is None:
+        return branch, None
+    shorter = copy.copy(branch)
+    shorter._modules = dict(rest)
+    return shorter, norm

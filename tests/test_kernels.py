@@ -1,0 +1,218 @@
+"""The fused loops against float64, and fused networks against the plain ones with the same weights."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from residua import kernels, plan
+from residua.kernels import FusedNorm, FusedUnit, fused
+from residua.models import create_model
+from residua.network import Network
+from residua.unit import Unit, switched_off
+
+pytestmark = pytest.mark.skipif(kernels.obstacle() is not None, reason=str(kernels.obstacle()))
+
+SHAPES = [(5, 3, 7, 5), (4, 16, 9, 9), (2, 24, 11, 3), (3, 64, 8, 8), (2, 520, 5, 5), (1, 1, 2, 1), (6, 16, 64, 64)]
+NETWORKS = {
+    "cifar_resnet": {"depth": 20, "num_classes": 10},
+    "preact_resnet164": {"num_classes": 10},
+    "imagenet_resnet": {"depth": 50, "num_classes": 10, "stem": "small"},
+    "cifar_wide_resnet": {"depth": 10, "width": 1, "dropout": 0.3},
+    "cifar_densenet": {"depth": 13, "growth": 4},
+    "plain20": {},
+}
+
+
+def reference(x: Tensor, h: Tensor | None, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+    y = norm(x) if h is None else h + norm(x)
+    return y.relu() if relu else y
+
+
+def made(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 2
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def drawn_norm(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.2)
+    for tensor, seed in ((norm.weight, 1), (norm.bias, 2), (norm.running_mean, 3)):
+        assert tensor is not None
+        tensor.data.copy_(torch.randn(channels, generator=torch.Generator().manual_seed(seed)))
+    assert norm.running_var is not None
+    norm.running_var.copy_(1 + torch.rand(channels, generator=torch.Generator().manual_seed(4)))
+    return norm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("relu", "added"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_gradients_and_statistics_equal_those_in_float64(
+    shape: tuple[int, ...], relu: bool, added: bool, training: bool, dtype: torch.dtype
+) -> None:
+    norm = drawn_norm(shape[1]).train(training)
+    exact = copy.deepcopy(norm).double()
+    x, h, dy = (made(shape, dtype, seed) for seed in (5, 6, 7))
+    ours = [x.clone().requires_grad_(), h.clone().requires_grad_()]
+    theirs = [x.double().requires_grad_(), h.double().requires_grad_()]
+    y = kernels._apply(norm, ours[0], ours[1] if added else None, relu)
+    expected = reference(theirs[0], theirs[1] if added else None, exact, relu)
+    rounding = 2e-2 if dtype == torch.bfloat16 else 2e-5  # bfloat16 keeps 8 bits; sums of both kinds are in float32 and float64
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y.double(), expected, rtol=rounding, atol=rounding)
+    settled = (expected.abs() > 10 * rounding) | torch.tensor(not relu)  # elsewhere rounding may open or close the ReLU
+    dy = torch.where(settled, dy, 0).to(dtype).contiguous(memory_format=torch.channels_last)
+    y.backward(dy)
+    expected.backward(dy.double())
+    count = 2 if added else 1
+    wanted = [tensor.grad for tensor in theirs[:count]] + [exact.weight.grad, exact.bias.grad]
+    found = [tensor.grad for tensor in ours[:count]] + [norm.weight.grad, norm.bias.grad]
+    for one, other in zip(found, wanted):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.double(), other, rtol=rounding, atol=rounding * max(1.0, other.abs().max().item() / 10))
+    for name, buffer in norm.named_buffers():
+        torch.testing.assert_close(buffer.double(), exact.get_buffer(name).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_hold_where_the_mean_is_a_thousand_times_the_deviation() -> None:
+    x = (1000 + torch.randn(8, 16, 32, 32)).contiguous(memory_format=torch.channels_last)
+    norm = nn.BatchNorm2d(16, momentum=1.0)
+    kernels._apply(norm, x, None, False)
+    assert norm.running_var is not None
+    torch.testing.assert_close(norm.running_var.double(), x.double().var((0, 2, 3)), rtol=1e-5, atol=0)
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads() -> None:
+    x, h, dy = (made((16, 16, 64, 64), torch.bfloat16, seed) for seed in range(3))
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            inputs = [x.clone().requires_grad_(), h.clone().requires_grad_()]
+            norm = drawn_norm(16)
+            y = kernels._apply(norm, inputs[0], inputs[1], True)
+            y.backward(dy)
+            results.append([y, inputs[0].grad, inputs[1].grad, norm.weight.grad, norm.bias.grad, norm.running_var])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for one, two in zip(results[0], other):
+            assert one is not None
+            assert two is not None
+            assert torch.equal(one, two)
+
+
+def test_what_is_no_number_stays_none() -> None:
+    x = made((2, 4, 3, 3), torch.bfloat16, 0)
+    x[0, 1, 2, 2] = torch.nan
+    y = kernels._apply(drawn_norm(4).eval(), x, None, True)
+    assert y.isnan().nonzero().tolist() == [[0, 1, 2, 2]]
+    assert kernels._apply(drawn_norm(4), x, x, True)[:, 1].isnan().all(), "the statistics of that channel are none either"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_fused_network_learns_as_the_plain_one(name: str) -> None:
+    torch.manual_seed(0)
+    network = create_model(name, **NETWORKS[name]).train()
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    other = copy.deepcopy(network)
+    names = list(network.state_dict())
+    twin = fused(other)
+    assert any(isinstance(module, FusedNorm | FusedUnit) for module in twin.modules())
+    assert list(network.state_dict()) == list(other.state_dict()) == names
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in other.parameters()}
+    images = torch.randn(6, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(6)
+    exact = copy.deepcopy(network).double()
+    losses, gradients = [], []
+    for model, x in ((exact, images.double()), (network, images), (twin, images)):
+        torch.manual_seed(1)  # dropout draws alike
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        losses.append(loss.double())
+        gradients.append(torch.cat([p.grad.double().flatten() for p in model.parameters() if p.grad is not None]))
+    # A deep network at its start multiplies what rounding does, so float32 itself says how far it is from float64.
+    rounding = [(found - gradients[0]).norm() / gradients[0].norm() for found in gradients]
+    torch.testing.assert_close(losses[2], losses[0], rtol=1e-3, atol=1e-5)
+    assert rounding[2] < 2 * rounding[1] + 1e-5
+    for (key, mine), theirs in zip(other.state_dict().items(), network.state_dict().values()):
+        torch.testing.assert_close(mine, theirs, rtol=5e-3, atol=1e-3, msg=key)
+    other.eval()
+    network.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(twin(images), network.eval()(images), rtol=1e-3, atol=1e-3)
+
+
+def basic_network(**options: object) -> Network:
+    torch.manual_seed(0)
+    network = create_model("cifar_resnet", depth=20, **options).train()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def test_recomputation_gives_the_same_gradients_and_moves_the_statistics_once() -> None:
+    images = torch.randn(4, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    found = []
+    for every in (0, 2):
+        network = basic_network(recompute_every=every)
+        fused(network)(images).logsumexp(1).sum().backward()
+        found.append([*(p.grad for p in network.parameters()), *network.buffers()])
+    for kept, recomputed in zip(*found):
+        torch.testing.assert_close(kept, recomputed)
+
+
+def test_the_fused_unit_keeps_less_for_the_backward_pass() -> None:
+    network = basic_network()
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    plain, twin = plan.PLANS["bf16"], plan.PLANS["bf16-fused"]
+    less = plan.activation_bytes(fused(network), images, twin)  # type: ignore[arg-type]
+    assert less <= plan.activation_bytes(network, images, plain)
+
+
+def test_layers_with_hooks_are_taken_over_whole() -> None:
+    network = basic_network().eval()
+    unit = next(module for module in network.modules() if isinstance(module, Unit))
+    seen: list[Tensor] = []
+    norm = unit.branch[-1]  # type: ignore[index]
+    handle = norm.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    fused(network)(torch.randn(2, 3, 16, 16))
+    handle.remove()
+    assert len(seen) == 1
+    with switched_off(unit), torch.no_grad():
+        x = torch.randn(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(fused(network)(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_maps_in_another_order_go_through_the_plain_layers() -> None:
+    norm = drawn_norm(4)
+    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    expected = copy.deepcopy(norm).double()(x).relu()
+    with pytest.raises(RuntimeError):
+        kernels._apply(norm, x, None, True)  # as the plain layer does with weights of another type
+    torch.testing.assert_close(kernels._apply(norm.double(), x, None, True), expected)
+
+
+def test_a_compiler_that_fails_is_an_obstacle_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    failing = tmp_path / "cc"
+    failing.write_text("#!/bin/sh\necho 'no such processor' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    monkeypatch.setenv("CC", str(failing))
+    kernels.obstacle.cache_clear()
+    kernels._library.cache_clear()
+    try:
+        assert kernels.obstacle() == "the C compiler could not make the fused loops: no such processor"
+        monkeypatch.setenv("PATH", "/nowhere")
+        monkeypatch.delenv("CC")
+        kernels.obstacle.cache_clear()
+        assert "no C compiler" in str(kernels.obstacle())
+    finally:
+        kernels.obstacle.cache_clear()
+        kernels._library.cache_clear()
