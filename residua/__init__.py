@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from residua.errors import RequestError as RequestError
     from residua.errors import RunError as RunError
     from residua.evaluation import evaluate as evaluate
+    from residua.graph import capture as capture
     from residua.models import create_model as create_model
     from residua.models import list_models as list_models
     from residua.network import Network as Network
@@ -45,6 +46,7 @@ _HOMES = {
     "RunError": "errors",
     "Unit": "unit",
     "analyze": "analyzing",
+    "capture": "graph",
     "create_model": "models",
     "evaluate": "evaluation",
     "get_recipe": "recipes",
