@@ -20,7 +20,9 @@ from residua.batches import CentralView, evaluation_batches
 from residua.data import open_data
 from residua.dataset import Dataset, Samples
 from residua.errors import RequestError, RunError, nearest, unknown
+from residua.infer import precision_here, ready
 from residua.network import Network
+from residua.plan import set_allocator
 from residua.resolve import held_out
 from residua.runs import Run
 from residua.scorecard import Evaluation, Member
@@ -194,9 +196,18 @@ def load_for_scoring(run: Run, device: torch.device, which: str = "final") -> Ne
         return run_directories.load(run, which=which).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def precision_of(run: Run) -> str:
-    """The precision of the run's plan, "fp32" or "bf16"."""
-    return str(run.manifest.get("plan", {}).get("precision", "fp32"))
+def load_ready(run: Run, device: torch.device, which: str = "final") -> Network:
+    """The run's network as it scores images (`residua.infer.ready`): by the run's plan, as it is if that is exact."""
+    plan = run.manifest.get("plan", {})
+    network = load_for_scoring(run, device, which)
+    if network.recompute_every == 0:
+        set_allocator(sparing=False)
+    return ready(network, plan.get("precision", "fp32"), device, exact=plan.get("exact", False))
+
+
+def precision_of(run: Run, device: torch.device) -> str:
+    """The precision in which the run's network scores images on `device`, "fp32" or "bf16": that of its plan where native."""
+    return precision_here(str(run.manifest.get("plan", {}).get("precision", "fp32")), device)
 
 
 def _mirrored(run: Run) -> bool:
@@ -213,7 +224,7 @@ class _Part:
 
 def _score_member(run: Run, classes: list[str], samples: Samples, request: _Request) -> _Part:
     """The run's scores of all samples, the columns in the order of `classes`."""
-    network = load_for_scoring(run, request.device, request.which)
+    network = load_ready(run, request.device, request.which)
     scales = None
     if request.protocol == "dense":
         scales = request.scales or scoring.dense_scales(run.image_size, network.feature_reductions[-1])
@@ -235,7 +246,7 @@ def _score_crops(run: Run, network: Network, samples: Samples, request: _Request
         view = scoring.CropsView(run.image_size, _mirrored(run))
         scorer, batch_size = scoring.score_crops, max(1, batch_size // 10)
     batches = evaluation_batches(samples, torch.arange(len(samples)), view, batch_size, request.workers)
-    return scores(network, batches, run.normalization, request.device, precision_of(run), scorer)
+    return scores(network, batches, run.normalization, request.device, precision_of(run, request.device), scorer)
 
 
 def _score_at(scale: int, run: Run, network: Network, samples: Samples, request: _Request) -> Scores:
@@ -244,7 +255,7 @@ def _score_at(scale: int, run: Run, network: Network, samples: Samples, request:
     batches = scoring.grouped_by_shape(single, request.batch_size * run.image_size**2)
     window = -(-run.image_size // network.feature_reductions[-1])
     scorer = scoring.DenseScorer(window, _mirrored(run))
-    return scores(network, batches, run.normalization, request.device, precision_of(run), scorer)
+    return scores(network, batches, run.normalization, request.device, precision_of(run, request.device), scorer)
 
 
 def _result(opened: list[Run], split: _Split, parts: list[_Part], request: _Request, seconds: float) -> Evaluation:
@@ -252,7 +263,7 @@ def _result(opened: list[Run], split: _Split, parts: list[_Part], request: _Requ
     found = found._replace(unreadable=split.left_out + found.unreadable)
     values = scorecard.summarize(found, opened[0].classes, split.samples.names)
     members = [
-        Member(str(run.path), *scorecard.top_errors(part.scores), run.image_size, part.scales, precision_of(run))
+        Member(str(run.path), *scorecard.top_errors(part.scores), run.image_size, part.scales, precision_of(run, request.device))
         for run, part in zip(opened, parts)
     ]
     scales = sorted({scale for part in parts for scale in part.scales or ()})

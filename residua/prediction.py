@@ -20,7 +20,7 @@ from residua import runs
 from residua.batches import evaluation_batches
 from residua.dataset import FileSamples
 from residua.errors import RequestError, RunError, nearest
-from residua.evaluation import load_for_scoring, precision_of
+from residua.evaluation import load_ready, precision_of
 from residua.images import decode, is_image_name, printable
 from residua.runs import Run
 from residua.scoring import Scores, chosen_device, evaluation_view, scores
@@ -84,9 +84,9 @@ def _scores(run: Run, paths: list[str], device: torch.device, batch_size: int, w
     channels = run.normalization["std"].shape[0]
     labels = torch.zeros(len(paths), dtype=torch.int64)
     samples = FileSamples(Path(), paths, labels, [0] * len(paths), partial(decode, channels=channels))
-    network = load_for_scoring(run, device)
+    network = load_ready(run, device)
     batches = evaluation_batches(samples, torch.arange(len(paths)), evaluation_view(run.recipe), batch_size, workers)
-    return scores(network, batches, run.normalization, device, precision_of(run))
+    return scores(network, batches, run.normalization, device, precision_of(run, device))
 
 
 def _predictions(paths: list[str], classes: list[str], found: Scores, top: int) -> list[Prediction]:

@@ -24,6 +24,7 @@ from residua.augment import normalized, shorter_side
 from residua.batches import Batch, CentralView, evaluation_batches
 from residua.dataset import Samples
 from residua.errors import RequestError
+from residua.infer import Prepared, ready
 from residua.network import Head, Network
 from residua.recipe import Recipe
 from residua.tasks import classify
@@ -127,7 +128,7 @@ def dense_logits(network: Network, images: Tensor, window: int) -> Tensor:
     pooled = F.avg_pool2d(last, (height, width), stride=1)
     classifier = network.head.classifier
     assert isinstance(classifier, nn.Linear)
-    return F.conv2d(pooled, classifier.weight[:, :, None, None], classifier.bias).flatten(2).mean(2)
+    return F.conv2d(pooled.to(classifier.weight.dtype), classifier.weight[:, :, None, None], classifier.bias).flatten(2).mean(2)
 
 
 class Scores(NamedTuple):
@@ -177,7 +178,7 @@ def averaged(parts: Sequence[Scores]) -> Scores:
 
 
 def watch(
-    network: nn.Module,
+    network: Network,
     samples: Samples,
     indices: Tensor,
     view: CentralView,
@@ -187,9 +188,12 @@ def watch(
     precision: str,
     batch_size: int,
     workers: int,
+    exact: bool = False,
 ) -> dict[str, float]:
     """Sums over the readable ones of the samples at `indices`: "count", "loss_sum" (cross-entropy in nats), "wrong1" and
-    "wrong5" (how often the label is not among the 1 or 5 largest logits). Processes that share a split add theirs up."""
+    "wrong5" (how often the label is not among the 1 or 5 largest logits). Processes that share a split add theirs up. The
+    network is used as `residua.infer.ready` gives it."""
+    network = ready(network, precision, device, exact=exact)
     losses, wrong1, wrong5 = [torch.zeros(0)], [torch.zeros(0).bool()], [torch.zeros(0).bool()]
     batches = evaluation_batches(samples, indices, view, batch_size, workers)
     with _measuring(network, device, precision):
@@ -243,14 +247,16 @@ def _laid_out(images: Tensor) -> Tensor:
 
 @contextmanager
 def _measuring(network: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
-    """Evaluation mode for every module, without gradients or draws; afterwards each is as it was.
+    """Evaluation mode for every module, without gradients or draws; afterwards each is as it was. A prepared network is left to
+    its own precision.
 
     The data loader draws a seed for its workers from torch's generator: that draw is undone.
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()
+    autocast = nullcontext() if isinstance(network, Prepared) else autocast_for(precision, device)
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(), autocast_for(precision, device):
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(), autocast:
             yield
     finally:
         for module, mode in modes.items():

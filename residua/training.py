@@ -239,7 +239,8 @@ def _measure(prepared: Prepared, step: Step, done: int, recorder: Recorder | Non
                 dist.broadcast(tensor, 0)
         sums = watch(
             step.network, samples, torch.arange(share.rank, len(samples), share.world), evaluation_view(run.recipe),
-            run.normalization, device=prepared.device, precision=prepared.plan.precision, batch_size=256, workers=0,
+            run.normalization, device=prepared.device, precision=prepared.plan.precision, exact=prepared.plan.exact,
+            batch_size=256, workers=0,
         )  # fmt: skip
     names = ("count", "loss_sum", "wrong1", "wrong5")
     totals = torch.tensor([float(sums[name]) for name in names], dtype=torch.float64, device=prepared.device)

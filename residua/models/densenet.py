@@ -111,6 +111,7 @@ def cifar_densenet(
 class Recomputed(nn.Sequential):
     """A branch on maps in parts; in training its concatenation and its layers up to the first convolution run again backward."""
 
+    chain_in_evaluation = True  # on a single map it is then an ordinary chain of its layers
     norm1: nn.Module
     act1: nn.Module
     conv1: nn.Module
