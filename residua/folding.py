@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Hashable, Sequence
 
-from residua.scheme import Repeat, Scheme, shared_path, without
+from residua.scheme import Node, Repeat, Scheme, shared_path, without
 
 __all__ = ["chains", "dominators", "folded"]
 
@@ -114,11 +114,16 @@ def _signature(drawn: Scheme, first: int, block: Sequence[int]) -> Hashable:
     counts = {repeat.number: repeat.count for repeat in drawn.repeats}
     return tuple(
         (
-            node.kind, node.kinds, node.detail or re.sub(r"\d+", "#", node.text), node.shape[1:] if len(node.shape) > 2 else (),
+            node.kind, node.kinds, _words(node), node.shape[1:] if len(node.shape) > 2 else (),
             tuple(place[source] for source in node.inputs), tuple(counts[fold] for fold in node.folds),
         )
         for node in map(drawn.nodes.__getitem__, block)
     )  # fmt: skip
+
+
+def _words(node: Node) -> str:
+    """What equal nodes have in common: of a layer what it does, or its name but for numbers; merges are known by their inputs."""
+    return node.detail or ("" if node.kind in ("choice", "join") else re.sub(r"\d+", "#", node.note.partition(":")[0]))
 
 
 def _merge(drawn: Scheme, blocks: Sequence[Sequence[int]], first: int, start: int, period: int, count: int) -> None:

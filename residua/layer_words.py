@@ -23,7 +23,7 @@ def layer_words(node: fx.Node) -> str:
     if name.startswith("conv") and "transpose" not in name and name != "convolution":
         return _convolution(weight, _argument(node, 3), _argument(node, 6, 1), transposed=False)
     if name.startswith("conv_transpose"):
-        return _convolution(weight, _argument(node, 3), _argument(node, 5, 1), transposed=True)
+        return _convolution(weight, _argument(node, 3), _argument(node, 6, 1), transposed=True)
     if name == "convolution":
         return _convolution(weight, _argument(node, 3), _argument(node, 8, 1), transposed=bool(_argument(node, 6, False)))
     out = shape_of(node)
@@ -44,7 +44,7 @@ def resolution_words(node: fx.Node) -> str:
     elif name.startswith("upsample"):
         kind = "upsample"
     elif name == "mean":
-        return "avg pool" if len(before) >= 2 and math.prod(after) <= 1 else ""
+        return "avg pool" if before and math.prod(after) <= 1 else ""
     else:
         return ""
     if not before or not after or math.prod(after) == 1:
@@ -53,7 +53,7 @@ def resolution_words(node: fx.Node) -> str:
         kept = [(old, new) for old, new in zip(before, after) if (old, new) != (1, 1)]
         before, after = tuple(old for old, _ in kept), tuple(new for _, new in kept)
     if before == after:
-        return f"{kind}, /1"
+        return "" if "adaptive" in name else f"{kind}, /1"
     if len(before) == len(after) and all(old >= new for old, new in zip(before, after)):
         return f"{kind}, /{_side([math.ceil(old / new - 0.25) for old, new in zip(before, after)])}"
     return f"{kind}, {_TIMES}{_side([round(new / old) for old, new in zip(before, after)])}"
@@ -94,5 +94,5 @@ def _side(values: Sequence[int]) -> str:
 
 
 def _argument(node: fx.Node, place: int, default: object = None) -> object:
-    names = {3: "stride", 5: "groups", 6: "groups", 8: "groups"}
+    names = {3: "stride", 6: "groups", 8: "groups"}
     return node.args[place] if len(node.args) > place else node.kwargs.get(names.get(place, ""), default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from html import escape
 
@@ -23,19 +24,24 @@ WAYS = {
 SIGNS = {"add": "+", "concatenate": "[ ]", "gate": "T", "index": "i"}
 
 
-def network_marks(part: Picture, *, sizes: bool, groups: bool) -> list[str]:
-    """All marks, from the back to the front; `sizes` with those of the maps on the left, `groups` with module paths there."""
-    found = _bands(part, sizes, groups)
-    found += [mark for way in part.plan.ways for mark in _way(part, way)]
-    for above, below in zip(part.plan.main, part.plan.main[1:]):
-        found.append(arrow(part.across[0], part.bottom(above), part.across[0], part.top(below)))
-    last = part.plan.main[-1]
-    found.append(arrow(part.across[0], part.bottom(last), part.across[0], part.bottom(last) + GAP))
+def network_marks(part: Picture, *, sizes: bool, groups: bool, bands: bool = True, backward: bool = False) -> list[str]:
+    """All marks, from the back to the front.
+
+    `bands` are the runs of one resolution, `sizes` their sizes on the left, `groups` the module paths below these; `backward`
+    turns every arrow round: the ways of the gradient.
+    """
+    found = _bands(part, sizes, groups) if bands else []
+    found += [mark for way in part.plan.ways for mark in _way(part, way, backward)]
+    x, last = part.across[0], part.plan.main[-1]
+    straight = [(part.bottom(above), part.top(below)) for above, below in itertools.pairwise(part.plan.main)]
+    straight.append((part.bottom(last), part.bottom(last) + GAP))
+    found += [arrow(x, end, x, start) if backward else arrow(x, start, x, end) for start, end in straight]
     found += [mark for number in range(len(part.nodes)) for mark in _node(part, number)]
     return found + [mark for number, count in part.repeats.items() for mark in _bracket(part, number, count)]
 
 
-def _way(part: Picture, way: Way) -> list[str]:
+def _way(part: Picture, way: Way, backward: bool) -> list[str]:
+    """A way beside the main one, with the dot where it leaves and the head where it ends (where it leaves, if backward)."""
     x = part.across[way.lane]
     end = part.nodes[way.end]
     colour, dash = LINE, ""
@@ -69,12 +75,18 @@ def _way(part: Picture, way: Way) -> list[str]:
         points.append(f"V{y - bend:g} Q{x:g} {y:g} {x - bend:g} {y:g} H{right:g}")
     style = f' stroke-dasharray="{dash}"' if dash else ""
     marks = [
-        f'<path{attributes} d="{" ".join(part for part in points if part)}" fill="none" stroke="{colour}" '
+        f'<path{attributes} d="{" ".join(filter(None, points))}" fill="none" stroke="{colour}" '
         f'stroke-width="{1.8 if way.bypass else 1.2}"{style}/>'
     ]
-    if way.end not in way.chain:
+    tip: tuple[float, float] | None = None
+    if backward and way.start is not None:
+        tip = part.across[part.plan.lanes[way.start]] + 2, part.split(way.start)
+    elif not backward and way.end not in way.chain:
+        tip = part.right(way.end), part.middle(way.end)
+    if tip is not None:
+        x, y = tip
         marks.append(
-            f'<path d="M{right + 6:g} {y - 3.5:g} L{right:g} {y:g} L{right + 6:g} {y + 3.5:g}" fill="none" '
+            f'<path d="M{x + 6:g} {y - 3.5:g} L{x:g} {y:g} L{x + 6:g} {y + 3.5:g}" fill="none" '
             f'stroke="{colour}" stroke-width="1.4"/>'
         )
     return marks + dots

@@ -158,10 +158,10 @@ def _bands_of(nodes: Sequence[Node], plan: Layout) -> list[tuple[str, int, int]]
 
 
 def size_of(shape: Sequence[int]) -> str:
-    """The size of a map [C, ...] without its channels, of a sequence [L, D] its length; "1" for a vector."""
+    """The size of a map [C, ...] without its channels, "tokens" for a sequence [L, D], "1" for a vector."""
     if len(shape) < 2:
         return "1" if shape else ""
-    return "×".join(map(str, shape[:1] if len(shape) == 2 else shape[1:]))
+    return "tokens" if len(shape) == 2 else "×".join(map(str, shape[1:]))
 
 
 def _columns(found: Picture) -> None:

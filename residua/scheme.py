@@ -112,7 +112,8 @@ def _way(skip: DrawnSkip, nodes: Sequence[Node], inputs: Sequence[int], merge: S
     """The way of a skip; "projection" also where an addition's bypass begins with another shape than it ends with (option A)."""
     start = nodes[inputs[0]]
     changes = start.kind not in ("layer", "other") or skip.way == "identity"
-    changes = changes and start.kind != "other" and bool(start.shape) and bool(merge.shape) and start.shape != merge.shape
+    alike = len(start.shape) == len(merge.shape) != 2  # of sequences the order of the axes is not known
+    changes = changes and start.kind != "other" and alike and start.shape != merge.shape
     return "projection" if skip.kind == "add" and changes else skip.way
 
 
@@ -121,7 +122,8 @@ def _text(step: Step) -> str:
         return " ".join([shortened(step.label or "input", 14), "×".join(map(str, step.shape))]).strip()
     if step.kind == "layer":
         return shortened(step.detail or step.label, LONGEST_TEXT)
-    return shortened(step.detail or step.label.rsplit(".", 1)[-1] or "join", 14)
+    *path, last = step.label.split(".")
+    return shortened(step.detail or (".".join([*path[-1:], last]) if last.isdigit() else last) or "join", 14)
 
 
 def _note(step: Step) -> str:
