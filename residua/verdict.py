@@ -72,7 +72,7 @@ def verdict(skips: Sequence[Judged], flow: Flow, num_unknown: int = 0) -> Verdic
     residual, others = bool(sorts["residual"]), bool(sorts["skip"])
     answer = ANSWERS[{(True, False): 0, (False, True): 1, (True, True): 2, (False, False): 3}[residual, others]]
     reasons = [*_why_residual(sorts["residual"], flow, coarser), *_why_skip(sorts["skip"]), *_why_neither(sorts["towers"])]
-    if not residual and not others:
+    if not skips:
         reasons.insert(0, "No way goes past weight layers that another one crosses and meets it again as a skip would.")
     if num_unknown:
         reasons.append(f"{counted(num_unknown, 'merge')} could not be decided and count as nothing here.")
@@ -105,12 +105,16 @@ def _why_residual(skips: Sequence[Judged], flow: Flow, coarser: set[int]) -> lis
     if not skips:
         return []
     indices = {skip.index for skip in skips}
-    series = sum(flow.steps[place].skip in indices for place in Dominators(flow).chain(-1, flow.output))
+    nearest = Dominators(flow).nearest
+    series: list[int] = []  # of each step how many of these merges every way to it passes
+    for number, step in enumerate(flow.steps):
+        series.append((series[nearest[number]] if nearest[number] >= 0 else 0) + (step.skip in indices))
+    most = max(series)
     ways = Counter(skip.way for skip in skips)
     said = ", ".join(f"{count} {_WAYS[way]}" for way, count in ways.most_common())
     spans = sorted(skip.span for skip in skips)
     span = f"{spans[0]} to {spans[-1]} weight layers" if spans[0] < spans[-1] else counted(spans[0], "weight layer")
-    place = f"{series} of them in series" if series > 1 else "not repeated in series" if len(skips) == 1 else "in parallel"
+    place = f"up to {most} in series" if 1 < most < len(skips) else "all in series" if most > 1 else "not repeated in series"
     reasons = [
         f"{counted(len(skips), 'addition')} to a signal that is kept ({said}), past {span}, {place}: residual connections."
     ]

@@ -8,9 +8,9 @@ import random
 from collections import Counter
 
 import pytest
-from flows import Builder, series
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from step_by_step import Builder, series
 
 from residua.flow import Flow, Step
 from residua.paths import num_paths, path_lengths

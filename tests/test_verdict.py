@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from flows import Builder
+import test_vocabulary as written
+import torch
+from step_by_step import Builder
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FeaturePyramidNetwork
 
+from residua.census import census
 from residua.flow import Flow
+from residua.graph import capture
+from residua.models import create_model
 from residua.verdict import Verdict, verdict
 
 
@@ -60,7 +69,7 @@ def test_short_additions_in_series_are_residual_with_any_share_of_projections(pr
     found = resnet(projected)
     assert found.answer == "residual connections"
     assert found.residual == (0, 1, 2, 3)
-    assert "4 of them in series" in found.reasons[0]
+    assert "all in series" in found.reasons[0]
 
 
 @pytest.mark.parametrize("way", ["pooled", "scaled", "dropped"])
@@ -152,3 +161,70 @@ def test_what_could_not_be_decided_is_said() -> None:
     found = build.verdict(build.layers(0, 8), num_unknown=2)
     assert found.answer == "neither"
     assert found.reasons[-1].startswith("2 merges could not be decided")
+
+
+def of(model: nn.Module, *inputs: Tensor) -> Verdict:
+    found = census(capture(model.float().eval(), inputs), proof=False)
+    return verdict(found.skips, found.flow, len(found.unknown))
+
+
+class Pyramid(nn.Module):
+    """An FPN (Lin et al. 2017) on four plain layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in ((3, 4), (4, 8), (8, 16), (16, 32)))
+        self.pyramid = FeaturePyramidNetwork([4, 8, 16, 32], 6)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = {}
+        for place, stage in enumerate(self.stages):
+            x = maps[str(place)] = torch.relu(stage(x))
+        return list(self.pyramid(maps).values())
+
+
+class Stacked(nn.Module):
+    """LSTM layers with additions round each but the first, as in GNMT (Wu et al. 2016, section 3.1)."""
+
+    def __init__(self, layers: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.LSTM(6, 6) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, _ = self.layers[0](x)
+        for layer in list(self.layers)[1:]:
+            x = x + layer(x)[0]
+        return x
+
+
+IMAGE = torch.zeros(1, 3, 64, 64)
+SMALL = torch.zeros(1, 3, 32, 32)
+NETWORKS: dict[str, tuple[str, Callable[[], Verdict]]] = {
+    "ResNet-20": ("residual connections", lambda: of(create_model("resnet20"), SMALL)),
+    "ResNet-50": ("residual connections", lambda: of(create_model("resnet50"), IMAGE)),
+    "ResNeXt": ("residual connections", lambda: of(create_model("resnext29_8x64d"), SMALL)),
+    "Inception-ResNet": ("residual connections", lambda: of(create_model("inception_resnet_v2"), torch.zeros(1, 3, 96, 96))),
+    "hourglass": ("residual connections", lambda: of(written.hourglass().model, torch.zeros(1, 4, 8, 8))),
+    "GNMT": ("residual connections", lambda: of(Stacked(), torch.zeros(5, 1, 6))),
+    "Transformer": (
+        "residual connections",
+        lambda: of(nn.Transformer(8, 2, 2, 2, 16, batch_first=True), torch.zeros(1, 5, 8), torch.zeros(1, 6, 8)),
+    ),
+    "DenseNet": ("skip connections", lambda: of(create_model("cifar_densenet", depth=16), SMALL)),
+    "Highway": ("skip connections", lambda: of(create_model("highway_10"), torch.zeros(1, 1, 28, 28))),
+    "U-Net": ("skip connections", lambda: of(written.unet().model, torch.zeros(1, 1, 44, 44))),
+    "SegNet": ("skip connections", lambda: of(written.segnet().model, torch.zeros(1, 1, 8, 8))),
+    "FPN": ("skip connections", lambda: of(Pyramid(), IMAGE)),
+    "FCN": ("skip connections", lambda: of(written.fcn8s().model, torch.zeros(1, 1, 64, 64))),
+    "FPN on ResNet-18": ("both", lambda: of(resnet_fpn_backbone(backbone_name="resnet18", weights=None), IMAGE)),
+    "GoogLeNet": ("neither", lambda: of(create_model("googlenet"), IMAGE)),
+    "VGG": ("neither", lambda: of(create_model("vgg11"), IMAGE)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_get_the_answer_of_the_text_that_draws_the_line(name: str) -> None:
+    answer, judged = NETWORKS[name]
+    found = judged()
+    assert found.answer == answer, found.reasons
+    assert all(reason.endswith(".") for reason in found.reasons)
