@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ class Subject:
     `normalization` has "mean" and "std" (float32, [C, 1, 1] or [C, H, W], in units of pixel value / 255) where they are known, to
     show the images. `fresh()`, where it can be done, builds the same network freshly initialised, the same one each time, in
     evaluation mode on the CPU. `run` is the run that the network comes from. `rewired` is, for a network not built of units, the
-    same network with a factor on both ways of each skip (`residua.census.wired`). `data` names the images for people.
+    same network with the skips that its census found, to be called with the numbers of those that are `off`; where they could
+    not be looked for, `unseen` says why. `data` names the images for people.
     """
 
     name: str
@@ -76,7 +78,8 @@ class Subject:
     normalization: Mapping[str, Tensor] | None = None
     fresh: Callable[[], nn.Module] | None = None
     run: Run | None = None
-    rewired: Any = None
+    rewired: Callable[..., Tensor] | None = None
+    unseen: str = ""
 
     def images(self, count: int) -> tuple[Tensor, Tensor]:
         """The first `count` images and their labels (fewer where there are fewer): [N, C, H, W] and [N]."""
@@ -97,15 +100,7 @@ class Subject:
             with switched_off(*(place.unit for place in places if place.unit is not None)):
                 yield self.model
             return
-        factors = self.rewired.factors
-        kept = factors.detach().clone()
-        try:
-            with torch.no_grad():
-                factors[[place.index for place in places], 1] = 0
-            yield self.rewired
-        finally:
-            with torch.no_grad():
-                factors.copy_(kept)
+        yield partial(self.rewired, off=[place.index for place in places])
 
 
 class Budget:

@@ -117,7 +117,9 @@ class Patient:
 def patient(subject: Subject) -> Patient:
     """What can be damaged in `subject`; raises `NotApplicable` where nothing can."""
     sample = next(subject.batches())[0][:2]
-    chain = chain_of(subject.model, sample)
+    chain = chain_of(subject.model, sample) if subject.rewired is None else None
+    if subject.unseen:
+        raise NotApplicable(subject.unseen)
     targets = [
         Target(place.path, place.stage, place.changes_shape, "shortcut" if place.shortcut else "zero", place)
         for place in subject.units

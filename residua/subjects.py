@@ -20,12 +20,14 @@ from residua.batches import evaluation_batches
 from residua.data import open_data
 from residua.dataset import Dataset
 from residua.errors import RequestError, nearest, unknown
+from residua.graph import shape_of
 from residua.resolve import held_out, side_of
+from residua.rewired import Rewired
 from residua.runs import Run
 from residua.scoring import evaluation_view
 from residua.unit import walk
 
-__all__ = ["batch_size_for", "module_subject", "places", "run_subject"]
+__all__ = ["batch_size_for", "module_subject", "places", "run_subject", "skip_places"]
 
 LARGEST_BATCH = 250
 
@@ -125,7 +127,17 @@ def module_subject(
     names = tuple(classes) if classes is not None else tuple(map(str, range(logits.shape[1])))
     if len(names) != logits.shape[1]:
         raise RequestError(f"The module gives {logits.shape[1]} logits, and {len(names)} classes are named.")
-    return Subject(name, module, again, sum(sizes), names, places(module, sample), seed, device, "the given batches")
+    units, rewired, unseen = places(module, sample), None, ""
+    if not units:
+        try:
+            rewired = Rewired(module, sample)
+            units = skip_places(rewired)
+        except RequestError as error:
+            unseen = f"The skips of {name} could not be looked for: {error}"
+    return Subject(
+        name, module, again, sum(sizes), names, units, seed, device, "the given batches",
+        rewired=rewired if units and units[0].unit is None else None, unseen=unseen,
+    )  # fmt: skip
 
 
 def places(model: nn.Module, sample: Tensor) -> tuple[Place, ...]:
@@ -151,6 +163,17 @@ def places(model: nn.Module, sample: Tensor) -> tuple[Place, ...]:
         stage = int(parts[1]) if parts[0] == "stages" and parts[1].isdigit() else passed
         shortcut = item.unit.shortcut is not None
         found.append(Place(item.index, item.path, stage, item.depth, changed.get(item.unit, False), shortcut, item.unit))
+    return tuple(found)
+
+
+def skip_places(rewired: Rewired) -> tuple[Place, ...]:
+    """The skips of a network that is not built of units, in the order of their merges."""
+    found: list[Place] = []
+    passed = 0
+    for skip in rewired.skips:
+        changes = shape_of(skip.source_node) != shape_of(skip.merge_node)
+        passed += changes and bool(found)
+        found.append(Place(skip.index, skip.merge, passed, skip.level, changes, True))
     return tuple(found)
 
 
