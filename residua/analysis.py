@@ -25,7 +25,7 @@ __all__ = ["CATALOG", "LADDER", "Analysis", "Budget", "Drawing", "NotApplicable"
 
 CATALOG = Catalog("residua.analyses", "analysis", "docs/analyses.md describes them.")
 
-LADDER = (8, 16, 32, 64, 125, 250, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
+LADDER = (8, 16, 32, 64, 125, 250, 375, 500, 750, 1_000, 1_500, 2_000, 3_000, 5_000, 7_500, 10_000, 20_000, 50_000)
 """The numbers of images (or draws) that an analysis chooses from, so that a little more or less time gives the same numbers."""
 
 

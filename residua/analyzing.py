@@ -193,6 +193,7 @@ def _planned(chosen: Sequence[Analysis], subjects: Sequence[Subject], seconds: f
         for subject, pace in zip(subjects, paces):
             most = analysis.work(subject) * pace + 1.0 if analysis.work else float("inf")
             work.append(_Work(analysis, subject, most))
+    work.sort(key=lambda item: item.analysis.share)  # what is left over goes to those that can use most
     given = allocated(seconds, [item.analysis.share for item in work], [item.most for item in work])
     for item, own in zip(work, given):
         item.seconds = own

@@ -330,6 +330,49 @@ def analyze(
 
 
 @app.command()
+def shorten(
+    run: RunPath,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="How many units stay.")],
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Length of the tuning (default: a fifth of the run's).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new run's directory (default: the run's, with -keepN added).")
+    ] = None,
+    device: Device = None,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    settings: Settings = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Remove the units that a trained network misses least, tune what is left, and compare. The same command continues."""
+
+    def work() -> None:
+        from residua import tables
+        from residua.evaluation import evaluate as run_evaluation
+        from residua.progress import Watch
+        from residua.recipe import parse_overrides
+        from residua.report import write_report
+        from residua.shortening import shorten as run_shortening
+
+        with Watch(say) as watch:
+            child, card = run_shortening(
+                run, keep=keep, out=out, epochs=epochs, data_dir=data_dir, device=device, workers=workers, listener=watch,
+                set=parse_overrides(settings or []),
+            )  # fmt: skip
+        run_evaluation(child, data_dir=data_dir, device=device)
+        page = write_report(child)
+        if as_json:
+            emit({"run": str(child.path), "report": str(page), **card})
+            return
+        print(tables.shortening(card))
+        print(f"Run:    {child.path}\nReport: {page}")
+
+    guarded(work, debug)
+
+
+@app.command()
 def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
     """Write the run's report anew: one self-contained HTML file."""
 

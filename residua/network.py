@@ -66,7 +66,7 @@ class Network(nn.Module):
     `feature_channels` and `feature_reductions` describe the map that each stage gives. With `recompute_every = k > 0`
     only the inputs of every k units are kept in training, and what lies between is computed again in the backward pass.
     With `auxiliaries` a forward pass in training gives (logits, logits of the first auxiliary head, ...); else it gives the
-    logits.
+    logits. `removed_units` are the paths of units that `residua.removal.remove` took out.
     """
 
     head: Any  # a module that ends in a linear layer called classifier
@@ -89,6 +89,7 @@ class Network(nn.Module):
         self.feature_channels = tuple(feature_channels)
         self.feature_reductions = tuple(feature_reductions)
         self.recompute_every = 0
+        self.removed_units: tuple[str, ...] = ()
 
     def features(self, x: Tensor) -> list[Tensor]:
         """One map a stage, from fine to coarse."""

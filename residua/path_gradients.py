@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from residua.ways import BRANCH, Ways
+from residua.gates import BRANCH, Ways
 
 __all__ = ["Pass", "drawn", "effective", "every", "norms", "orders", "products", "sums_by_length"]
 
 
 class Pass:
-    """One forward pass of `model` with its gates (`residua.ways.watched`), for many backward passes.
+    """One forward pass of `model` with its gates (`residua.gates.watched`), for many backward passes.
 
     The loss is each image's own cross-entropy, in nats; `gradient` is that at the images.
     """

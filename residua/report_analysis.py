@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -43,10 +43,15 @@ def _figures(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     spent = sum(sum(entry["seconds"].values()) for entry in entries)
     return [
         ("Networks", count(len(subjects)), ", ".join(dict.fromkeys(subject["model"] for subject in subjects))),
-        ("Units", " / ".join(count(subject["units"]) for subject in subjects), "that can be switched off"),
-        ("Images", " / ".join(count(subject["images"]) for subject in subjects), "of which each analysis says how many it used"),
+        ("Units", _each(subjects, "units"), "that can be switched off"),
+        ("Images", _each(subjects, "images"), "of which each analysis says how many it used"),
         ("Analyses", count(len(entries)), f"in {duration(spent)}"),
     ]
+
+
+def _each(subjects: Sequence[Mapping[str, Any]], key: str) -> str:
+    """The count of each network, once where they are equal."""
+    return " / ".join(dict.fromkeys(count(subject[key]) for subject in subjects))
 
 
 def _row(subject: Mapping[str, Any]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ normalization.safetensors   mean and standard deviation, as the network's input 
 metrics.jsonl    one JSON object a line: step, epoch, split, values, seconds
 checkpoints/     see `residua.checkpoints`
 evaluations/     one JSON file an evaluation
+shortening.json  of a shortened run: its parent, the units removed and their damage, accuracy and cost before and after
 report.html
 """
 
@@ -102,7 +103,7 @@ def is_run(path: Path) -> bool:
 
 def is_vacant(path: Path) -> bool:
     """Whether a run may begin in the folder `path`: it holds nothing but what an interrupted beginning leaves."""
-    names = ("recipe.json", "data.json", "normalization.safetensors", "manifest.json")
+    names = ("recipe.json", "data.json", "normalization.safetensors", "manifest.json", "shortening.json")
     left = {"lock", "checkpoints", *names, *(_aside(path / name).name for name in names)}
     return not is_run(path) and {item.name for item in path.iterdir()} <= left and not any(path.glob("checkpoints/*"))
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from residua.gates import BRANCH, BYPASS, Seen, Ways, in_series, watched
 from residua.unit import Add, BranchOnly, SampledAdd, Unit, switched_off
-from residua.ways import BRANCH, BYPASS, Seen, Ways, in_series, watched
 
 __all__ = [
     "Check", "Terms", "batch_statistics", "broken_identities", "carried", "gradient_terms", "similarity", "variances",

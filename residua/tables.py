@@ -8,7 +8,7 @@ from typing import Any
 from residua.prediction import Prediction
 from residua.published import PAPERS, Published
 
-__all__ = ["analyses", "classes", "data", "headline", "machine", "network", "networks", "predictions"]
+__all__ = ["analyses", "classes", "data", "headline", "machine", "network", "networks", "predictions", "shortening"]
 
 
 def networks(rows: Iterable[tuple[str, Published]]) -> str:
@@ -71,6 +71,18 @@ def analyses(document: Mapping[str, Any]) -> str:
         lines += [entry["title"], *(f"  {sentence}" for sentence in entry["reading"][1:])]
         lines += [f"  Left out: {reason}" for reason in entry["left_out"].values()]
     return "\n".join([*lines, f"Figures: {document['page']}"] if document["page"] else lines)
+
+
+def shortening(card: Mapping[str, Any]) -> str:
+    """The units that went, and a line each for the network before, cut, and after tuning."""
+    gone = ", ".join(f"{item['path']} ({item['damage']:+.4f})" for item in card["removed"])
+    lines = [f"Removed (change of the mean loss on {card['measured_on']}, {card['images']:,} images): {gone}"]
+    lines.append(f"{'':8}{'error':>9}{'parameters':>14}{'multiply-adds':>16}{'one image':>12}")
+    for name in ("before", "cut", "after"):
+        row = card[name]
+        pace = f"{row['milliseconds']:.2f} ms" if "milliseconds" in row else ""
+        lines.append(f"{name:8}{row['top1_error']:>7.2f} %{row['parameters']:>14,}{row['multiply_adds']:>16,}{pace:>12}".rstrip())
+    return "\n".join(lines)
 
 
 def predictions(items: Sequence[Prediction]) -> str:

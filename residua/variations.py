@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from residua.errors import RequestError
 from residua.layers import Scale, Shift, sequence
 from residua.network import Head, Network
+from residua.removal import remove
 from residua.unit import Add, SampledAdd, Unit, walk
 
 __all__ = ["INITIALIZERS", "OPTIONS", "STARTS", "vary"]
@@ -34,6 +35,7 @@ def vary(
     start: str | None = None,
     stochastic_depth: float = 0.0,
     recompute_every: int = 0,
+    removed_units: Sequence[str] = (),
 ) -> None:
     """Changes `network` in place.
 
@@ -53,7 +55,11 @@ def vary(
     `recompute_every` = k > 0 keeps only the inputs of every k units in training and computes the rest again in the backward
     pass: the same gradients in less memory, for about a third more time (Chen et al. 2016, "Training Deep Nets with Sublinear
     Memory Cost": least memory at about the square root of the number of units).
+
+    `removed_units` are the paths of units that are taken out for good, before all else (`residua.removal.remove`): those whose
+    input can stand in for their output. What is left keeps its names.
     """
+    remove(network, removed_units)
     if not isinstance(recompute_every, int) or recompute_every < 0:
         raise RequestError(f"recompute_every is a number of units, 0 for none, not {recompute_every!r}.")
     network.recompute_every = recompute_every

@@ -232,7 +232,8 @@ def _fit(model: nn.Module, source: Source, name: str | None) -> _Fit:
     named = set(found.values())
     unused = [theirs for theirs in source.tensors if theirs not in named]
     unused += [theirs for key, theirs in found.items() if key not in own]
-    ignored = [theirs for theirs in unused if (chosen.ours(theirs) or "").startswith("auxiliaries.")]
+    elsewhere = ("auxiliaries.", *(f"{path}." for path in getattr(model, "removed_units", ())))
+    ignored = [theirs for theirs in unused if (chosen.ours(theirs) or "").startswith(elsewhere)]
     unexpected = [theirs for theirs in unused if theirs not in ignored and not theirs.endswith(COUNTER)]
     if missing or reshaped or unexpected:
         raise RequestError(_mismatch(own, source, name, chosen, found, missing, reshaped, unexpected))

@@ -165,6 +165,7 @@ OPTIONS = {
     "--data-dir --set --json --debug",
     "evaluate": "runs --data --split --protocol --scales --batch-size --device --workers --data-dir --json --debug",
     "predict": "run files --top --csv --device --workers --json --debug",
+    "shorten": "run --keep --epochs --out --device --workers --data-dir --set --json --debug",
     "report": "run --json --debug",
     "doctor": "data --data-dir --json --debug",
 }

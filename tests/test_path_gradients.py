@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from residua.gates import BRANCH, watched
 from residua.layers import sequence
 from residua.models import create_model
 from residua.network import Network
 from residua.path_gradients import Pass, drawn, effective, every, norms, orders, products, sums_by_length
 from residua.unit import Concat, Gate, Unit, switched_off
-from residua.ways import BRANCH, watched
 
 
 def network(seed: int = 0, name: str = "cifar_resnet", **options: object) -> Network:

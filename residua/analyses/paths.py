@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from residua import keyed
 from residua.analyses._paths_figures import draw, read
 from residua.analysis import Analysis, Budget, NotApplicable, Subject
+from residua.gates import Ways, watched
 from residua.path_gradients import Pass, drawn, effective, every, norms, orders, products, sums_by_length
-from residua.ways import Ways, watched
 
 __all__ = ["paths"]
 

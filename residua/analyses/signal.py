@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from residua.analyses._signal_figures import draw, read
 from residua.analysis import Analysis, Budget, NotApplicable, Subject
+from residua.gates import in_series, watched
 from residua.signal_flow import (
     Terms,
     batch_statistics,
@@ -28,7 +29,6 @@ from residua.signal_flow import (
     variances,
     without_shortcuts,
 )
-from residua.ways import in_series, watched
 
 __all__ = ["signal"]
 
