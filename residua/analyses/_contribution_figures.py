@@ -53,6 +53,8 @@ def _settled(result: Mapping[str, Any]) -> str:
     last = len(agreement) - 1
     while last > 0 and agreement[last - 1] is not None and agreement[last - 1] >= 90:
         last -= 1
+    if last == len(result["units"]):
+        return "only after the last unit"
     return "from the start" if last == 0 else f"from {result['units'][last - 1]} on (unit {last} of {len(result['units'])})"
 
 

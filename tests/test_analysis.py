@@ -1,0 +1,304 @@
+"""The frame of the analyses: budgets, subjects from runs and modules, the command, what it writes and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from toy_runs import CLASSES, make_run, one_thread, write_folder  # noqa: F401
+from typer.testing import CliRunner
+
+import residua
+from residua.analysis import CATALOG, LADDER, Budget, affordable, on_ladder
+from residua.analyzing import allocated, analyze
+from residua.cli import app
+from residua.errors import RequestError
+from residua.models import create_model
+from residua.report_analysis import page
+from residua.runs import Run
+from residua.subjects import module_subject, run_subject
+from residua.unit import switched_off
+
+QUICK = ("responses", "contribution")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def run(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make_run(tmp_path_factory.mktemp("runs") / "first", source)
+
+
+@pytest.fixture
+def other(source: Path, tmp_path: Path) -> Run:
+    return make_run(tmp_path / "second", source, seed=5)
+
+
+def images(count: int = 6) -> Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+# --------------------------------------------------------------------------------------------------------------- budget
+
+
+def test_a_budget_counts_down_and_says_how_far_it_is() -> None:
+    now, said = [10.0], []
+    budget = Budget(5.0, said.append, lambda: now[0])
+    now[0] = 13.0
+    assert (budget.spent, budget.left) == (3.0, 2.0)
+    now[0] = 99.0
+    assert budget.left == 0.0
+    for share in (-1.0, 0.25, 7.0):
+        budget.progress(share)
+    assert said == [0.0, 0.25, 1.0]
+
+
+def test_numbers_of_images_are_those_of_the_ladder_or_all_there_are() -> None:
+    assert affordable(10.0, 0.01, 5_000) == 1_000
+    assert affordable(10.0, 0.01, 700) == 700
+    assert affordable(0.001, 1.0, 5_000) == LADDER[0]
+    assert affordable(0.001, 1.0, 3) == 3
+    assert on_ladder(749.9, 5_000) == 500
+    assert list(LADDER) == sorted(LADDER)
+
+
+def test_time_is_shared_out_and_what_one_cannot_use_goes_to_the_others() -> None:
+    forever = float("inf")
+    assert allocated(60, [1, 2, 3], [forever] * 3) == [10, 20, 30]
+    assert allocated(60, [1, 2, 3], [forever, 5, forever]) == pytest.approx([13.75, 5, 41.25])
+    assert allocated(60, [1, 1], [10, 20]) == [10, 20]
+    assert allocated(-3, [1, 1], [forever, forever]) == [0, 0]
+
+
+# ------------------------------------------------------------------------------------------------------------- subjects
+
+
+def test_the_images_of_a_run_come_in_an_even_mixture_and_the_same_each_time(run: Run) -> None:
+    subject = run_subject(run)
+    assert subject.num_images == 21
+    assert subject.classes == CLASSES
+    first, again = (torch.cat([labels for _, labels in subject.batches()]) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(first.sort().values, torch.arange(7).repeat_interleave(3))
+    assert len(first[:7].unique()) > 3
+    x, labels = subject.images(10)
+    assert (len(x), len(labels)) == (10, 10)
+    assert torch.equal(x, torch.cat([batch for batch, _ in subject.batches()])[:10])
+
+
+def test_the_error_of_a_subject_is_what_evaluation_measures(run: Run) -> None:
+    subject = run_subject(run)
+    with torch.inference_mode():
+        wrong = torch.cat([subject.model(x).argmax(1) != labels for x, labels in subject.batches()])
+    assert 100 * float(wrong.double().mean()) == pytest.approx(residua.evaluate(run, save=False).top1_error)
+
+
+def test_the_units_say_where_the_shape_changes(run: Run) -> None:
+    subject = run_subject(run)
+    assert [(place.path, place.stage, place.changes_shape, place.shortcut) for place in subject.units] == [
+        ("stages.0.0", 0, False, True), ("stages.1.0", 1, True, True), ("stages.2.0", 2, True, True),
+    ]  # fmt: skip
+
+
+def test_a_fresh_network_is_the_same_each_time_and_not_the_trained_one(run: Run) -> None:
+    subject = run_subject(run)
+    assert subject.fresh is not None
+    torch.manual_seed(1)
+    one = subject.fresh().state_dict()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    two = subject.fresh().state_dict()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert not torch.equal(one["stem.conv.weight"], subject.model.state_dict()["stem.conv.weight"])
+
+
+def test_a_unit_is_off_within_the_block_only(run: Run) -> None:
+    subject = run_subject(run)
+    x = images()
+    with torch.inference_mode():
+        whole = subject.model(x)
+        with subject.off(subject.units[1]) as network, switched_off(subject.units[1].unit):  # type: ignore[arg-type]
+            assert torch.equal(network(x), subject.model(x))
+            assert not torch.equal(network(x), whole)
+        assert torch.equal(subject.model(x), whole)
+
+
+class Foreign(nn.Module):
+    """A residual network that is not built of units: two blocks, the second with a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.two = nn.Sequential(nn.Conv2d(8, 16, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1))
+        self.projection = nn.Conv2d(8, 16, 1, 2)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor, off: tuple[int, ...] = ()) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.one(x) * (0 not in off))
+        x = torch.relu(self.projection(x) + self.two(x) * (1 not in off))
+        return self.head(x.mean((2, 3)))
+
+
+def test_the_skips_of_any_module_can_be_switched_off() -> None:
+    torch.manual_seed(0)
+    model = Foreign()
+    x = images()
+    subject = module_subject(model, [(x, torch.zeros(6, dtype=torch.int64))], classes=[f"class {n}" for n in range(10)])
+    assert [(place.changes_shape, place.shortcut) for place in subject.units] == [(False, True), (True, True)]
+    assert all(place.unit is None for place in subject.units)
+    with torch.inference_mode():
+        for off in [(), (0,), (1,), (0, 1)]:
+            for count in (2, 5, 6):
+                with subject.off(*(subject.units[place] for place in off)) as network:
+                    assert torch.allclose(network(x[:count]), model(x[:count], off), atol=1e-6), (off, count)
+
+
+def test_a_module_is_given_with_batches_that_can_be_read_again() -> None:
+    model, labels = create_model("cifar_resnet", depth=8), torch.zeros(6, dtype=torch.int64)
+    with pytest.raises(RequestError, match="read several times"):
+        module_subject(model, iter([(images(), labels)]))
+    with pytest.raises(RequestError, match="batches are empty"):
+        module_subject(model, [])
+    with pytest.raises(RequestError, match="10 logits, and 2 classes"):
+        module_subject(model, [(images(), labels)], classes=["a", "b"])
+    with pytest.raises(RequestError, match=r"an analysis needs logits \[N, K\]"):
+        module_subject(nn.Conv2d(3, 3, 1), [(images(), labels)])
+    with pytest.raises(RequestError, match="give batches="):
+        analyze(model)
+
+
+# ------------------------------------------------------------------------------------------------------------- the verb
+
+
+def command(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(app, ["analyze", *map(str, arguments)])
+
+
+def only(*names: str) -> list[str]:
+    return [word for name in names for word in ("--only", name)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--only", "lesoin"], ["no analysis called 'lesoin'", "'lesion'"]),
+        (["--minutes", "0"], ["minutes"]),
+        (["--split", "tets"], ["'tets'", "'test'"]),
+        (["--device", "tpu3"], ["tpu3"]),
+    ],
+)
+def test_a_wrong_request_is_refused_before_any_work(run: Run, arguments: list[str], words: list[str]) -> None:
+    result = command(run.path, *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert all(word in result.stderr for word in words), result.stderr
+    assert not (run.path / "analysis.html").exists()
+
+
+def test_the_command_writes_one_document_and_a_page(source: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a run", source)
+    result = command(run.path, *only(*QUICK), "--minutes", "0.2", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert [entry["name"] for entry in document["analyses"]] == list(QUICK)
+    assert document["page"] == str(run.path / "analysis.html")
+    assert document["subjects"][0]["units"] == 3
+    assert all(list(entry["results"]) == ["a run"] and len(entry["reading"]) == 2 for entry in document["analyses"])
+    assert "at most" in result.stderr
+    assert "responses of a run" in result.stderr
+    text = (run.path / "analysis.html").read_text(encoding="utf-8")
+    assert text.count("<svg") == 5
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    said = command(run.path, *only("responses"), "--minutes", "0.2")
+    assert "Responses of the layers" in said.stdout
+
+
+def test_another_analysis_of_the_same_network_joins_the_page_and_of_another_checkpoint_replaces_it(
+    source: Path, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", source)
+    for name in QUICK:
+        analyze(run, only=[name], minutes=0.2)
+    stored = json.loads((run.path / "analysis.json").read_text(encoding="utf-8"))
+    assert {entry["name"] for entry in stored["analyses"]} == set(QUICK)
+    stored["subjects"][0]["checkpoint"] = "step-00000099"
+    (run.path / "analysis.json").write_text(json.dumps(stored), encoding="utf-8")
+    analyze(run, only=["responses"], minutes=0.2)
+    stored = json.loads((run.path / "analysis.json").read_text(encoding="utf-8"))
+    assert [entry["name"] for entry in stored["analyses"]] == ["responses"]
+
+
+def test_two_runs_stand_side_by_side_under_names_that_differ(run: Run, other: Run, tmp_path: Path) -> None:
+    result = analyze([run.path, other], only=["responses"], minutes=0.2, out=tmp_path / "out")
+    assert list(result["responses"]) == ["first", "second"]
+    assert result.page == tmp_path / "out" / "analysis.html"
+    twice = analyze([run, run], only=["responses"], minutes=0.2, out=tmp_path / "out")
+    assert len(set(twice["responses"])) == 2
+
+
+def test_what_has_no_meaning_is_left_out_with_its_reason_and_refused_if_nothing_else_was_asked_for() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    batches = [(images(), torch.zeros(6, dtype=torch.int64))]
+    result = analyze(model, batches=batches, only=QUICK, minutes=0.2)
+    left = {entry["name"]: entry["left_out"] for entry in result.entries}
+    assert "no units" in left["contribution"]["Sequential"]
+    assert not left["responses"]
+    assert result.page is None
+    with pytest.raises(RequestError, match="no units"):
+        analyze(model, batches=batches, only=["contribution"], minutes=0.2)
+
+
+def test_analyses_leave_the_global_generator_and_the_mode_of_the_process_alone(run: Run, tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    analyze(run, only=QUICK, minutes=0.2, out=tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.is_grad_enabled()
+
+
+def test_an_interruption_keeps_what_is_done(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    run = make_run(tmp_path / "run", source)
+    entry = CATALOG.get("contribution")
+    monkeypatch.setattr("residua.analyses.contribution.contribution", replace(entry, measure=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        analyze(run, only=["responses", "contribution"], minutes=0.2)
+    stored = json.loads((run.path / "analysis.json").read_text(encoding="utf-8"))
+    assert [item["name"] for item in stored["analyses"]] == ["responses"]
+
+
+def test_texts_of_the_page_that_come_from_outside_are_escaped(run: Run, tmp_path: Path) -> None:
+    document = analyze(run, only=["responses"], minutes=0.2, out=tmp_path).to_dict()
+    subjects = [{**document["subjects"][0], "name": "<b>&\u202e"}]
+    text = page({**document, "subjects": subjects})
+    assert "<b>&" not in text
+    assert "&lt;b&gt;&amp;" in text
+    assert "\u202e" not in text
+
+
+def test_batches_of_a_loader_are_read_anew_each_time() -> None:
+    reads = []
+
+    class Loader:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            reads.append(1)
+            yield images(), torch.zeros(6, dtype=torch.int64)
+
+    subject = module_subject(create_model("cifar_resnet", depth=8), Loader())
+    before = len(reads)
+    subject.images(3)
+    assert len(reads) == before + 1
