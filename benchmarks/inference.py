@@ -1,7 +1,7 @@
 """Inference: ours beside onnxruntime and torch's own ways, in turn, in one run, for one image at a time and for batches.
 
     python benchmarks/inference.py [--model resnet50] [--batch 1 64] [--ways NAME...] [--rounds 5] [--seconds 3] [--json FILE]
-    python benchmarks/inference.py --agreement 1000 --data-dir DIR [--run RUN] [--json FILE]
+    python benchmarks/inference.py --agreement 1000 --data-dir DIR [--ways NAME...] [--run RUN] [--json FILE]
 
 The first form times. Ours is the network as `residua evaluate` and `predict` use it (`residua.infer.ready`); the peers get the
 same weights and the same float32 images. Every way is a process of its own that stays, warmed up; they work in turn, each for
@@ -9,8 +9,8 @@ same weights and the same float32 images. Every way is a process of its own that
 and the range over the rounds. The ceiling is the time of the multiply-adds at the rate that a large product of
 matrices reaches on this machine just then. What a way needs before its first result is its start.
 
-The second form counts: how often the largest logit is that of the float32 network in torch and in onnxruntime, on so many test
-images of CIFAR-10 resized to the model's size (random weights, batch statistics of 64 of the images); with `--run` also the
+The second form counts: how often the largest logit is that of the float32 network in onnxruntime, on so many test images of
+CIFAR-10 resized to the model's size (random weights, batch statistics of 64 of the images); with `--run` also the
 errors of a trained run on its whole test split, as it is evaluated and by its own network in eager float32.
 
 Needs onnx, onnxruntime and onnxscript besides what residua needs.
@@ -198,8 +198,8 @@ def show(batch: int, rows: dict[str, Any], peer: str) -> None:
         )
 
 
-def agreement(model: str, count: int, data_dir: str) -> dict[str, Any]:
-    """On how many of `count` images each way's largest logit is that of the network in eager float32."""
+def agreement(model: str, count: int, ways: list[str], data_dir: str) -> dict[str, Any]:
+    """On how many of `count` images each way's largest logit is that of onnxruntime."""
     import torch
     from torch.nn import functional as F
 
@@ -213,18 +213,18 @@ def agreement(model: str, count: int, data_dir: str) -> dict[str, Any]:
     resized = [F.interpolate(part, size=(SIDE, SIDE), mode="bilinear", antialias=True) for part in images.split(50)]
     built = network(model, torch.cat(resized)[:64])
     with tempfile.TemporaryDirectory() as folder:
-        runs = {way: forward(way, built, folder) for way in ("eager-fp32", "onnxruntime", "ours-fp32", "ours")}
+        runs = {way: forward(way, built, folder) for way in dict.fromkeys(("onnxruntime", *ways))}
         with torch.no_grad():
             logits = {way: torch.cat([run(part) for part in resized]) for way, run in runs.items()}
-    best = logits["eager-fp32"].topk(2).values
+    reference = logits.pop("onnxruntime")
+    best, spread = reference.topk(2).values, reference.std(1)
     return {
         "images": count,
-        "classes_predicted": len(logits["eager-fp32"].argmax(1).unique()),
-        "median_margin_over_spread": float(((best[:, 0] - best[:, 1]) / logits["eager-fp32"].std(1)).median()),
-        "same_argmax_as_eager_fp32": {w: int((v.argmax(1) == logits["eager-fp32"].argmax(1)).sum()) for w, v in logits.items()},
-        "same_argmax_as_onnxruntime": {w: int((v.argmax(1) == logits["onnxruntime"].argmax(1)).sum()) for w, v in logits.items()},
+        "classes_predicted": len(reference.argmax(1).unique()),
+        "median_margin_over_spread": float(((best[:, 0] - best[:, 1]) / spread).median()),
+        "same_argmax": {way: int((found.argmax(1) == reference.argmax(1)).sum()) for way, found in logits.items()},
         "largest_difference_over_spread": {
-            w: float(((v - logits["eager-fp32"]).abs().amax(1) / logits["eager-fp32"].std(1)).max()) for w, v in logits.items()
+            way: float(((found - reference).abs().amax(1) / spread).max()) for way, found in logits.items()
         },
     }
 
@@ -294,7 +294,7 @@ def main() -> None:
     result: dict[str, Any] = {"benchmark": "inference", "model": asked.model, **facts()}
     if asked.agreement or asked.run:
         if asked.agreement:
-            result["agreement"] = agreement(asked.model, asked.agreement, asked.data_dir)
+            result["agreement"] = agreement(asked.model, asked.agreement, asked.ways, asked.data_dir)
         if asked.run:
             result["run"] = run_errors(asked.run, asked.data_dir)
         print(json.dumps({name: result[name] for name in ("agreement", "run") if name in result}, indent=1))
