@@ -1,8 +1,8 @@
-"""Views of single images and transforms of batches; every draw is keyed by (seed, epoch, sample). Layer 1.
+"""Transforms of batches; every draw is keyed by (seed, epoch, sample). Layer 1.
 
-A *view* turns one image of any size, uint8 [C, H, W], into uint8 [C, size, size] (decoding threads and workers do this).
-A *transform* changes a batch on its device: images uint8 [N, C, S, S] before `normalized`, float after it. `draws` are int64 [N],
-the samples' places in their split (plus N times the occurrence where a sampler repeats them).
+A transform changes a batch on its device: images uint8 [N, C, S, S] before `normalized`, float after it. `draws` are int64 [N],
+the samples' places in their split (plus N times the occurrence where a sampler repeats them). How single images are cut
+and resized before is said in `residua.views`.
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as V
 
 from residua import keyed
 from residua.recipe import Augment
 
 __all__ = [
     "Mix",
-    "central_view",
     "colour_change",
     "crop_and_flip",
     "cutout",
     "flip",
     "mixed",
     "normalized",
-    "shorter_side",
-    "train_view",
 ]
 
 # Eigenvalues and eigenvectors of the RGB covariance over ImageNet's training pixels in [0, 1] (Krizhevsky et al. 2012,
@@ -44,73 +40,6 @@ class Key:
 
     seed: int
     epoch: int
-
-
-# ---------------------------------------------------------------------------------------------------------------- views
-
-
-def shorter_side(image: Tensor, side: int) -> Tensor:
-    """`image` resized so that its shorter side is `side`, aspect ratio kept (bilinear, antialiased, in uint8).
-
-    Of an image more than 8 times as long as wide only the middle 8:1 is seen: a strip of 1 x 100,000 would fill the memory.
-    """
-    height, width = image.shape[-2:]
-    if max(height, width) > 8 * min(height, width):
-        image = V.center_crop(image, [min(height, 8 * width), min(width, 8 * height)])
-        height, width = image.shape[-2:]
-    scale = side / min(height, width)
-    size = [max(side, round(height * scale)), max(side, round(width * scale))]
-    return image if size == [height, width] else V.resize(image, size, antialias=True)
-
-
-def central_view(image: Tensor, size: int, fraction: float = 1.0) -> Tensor:
-    """The centre crop of `size` from the image whose shorter side is `size / fraction` (0.875 gives 224 of 256)."""
-    return V.center_crop(shorter_side(image, round(size / fraction)), [size, size])
-
-
-def train_view(image: Tensor, augment: Augment, size: int, key: Key, draw: int) -> Tensor:
-    """The view of one image that the recipe's `crop` asks for."""
-    if augment.crop == "scale-jitter":
-        return _scale_jitter(image, augment, size, key, draw)
-    if augment.crop == "random-resized":
-        return _random_resized(image, augment.min_area, size, key, draw)
-    return central_view(image, size)
-
-
-def _scale_jitter(image: Tensor, augment: Augment, size: int, key: Key, draw: int) -> Tensor:
-    """he2015 section 3.4: shorter side uniform in [min_side, max_side], then a random crop."""
-    keys = (key.seed, key.epoch, draw)
-    side = int(keyed.integers(augment.min_side, augment.max_side + 1, *keys, "side"))
-    resized = shorter_side(image, side)
-    height, width = resized.shape[-2:]
-    top = int(keyed.integers(0, height - size + 1, *keys, "top"))
-    left = int(keyed.integers(0, width - size + 1, *keys, "left"))
-    return resized[:, top : top + size, left : left + size]
-
-
-def _random_resized(image: Tensor, min_area: float, size: int, key: Key, draw: int) -> Tensor:
-    """Szegedy et al. 2015: a crop of area uniform in [min_area, 1] and aspect ratio log-uniform in [3/4, 4/3], resized.
-
-    Ten tries, then the largest central crop within the ratios, as torchvision does.
-    """
-    height, width = image.shape[-2:]
-    attempt = torch.arange(10)
-    keys = (key.seed, key.epoch, draw)
-    area = height * width * (min_area + (1 - min_area) * keyed.uniform(*keys, "area", attempt))
-    ratio = torch.exp(torch.log(torch.tensor(4 / 3)) * (2 * keyed.uniform(*keys, "ratio", attempt) - 1))
-    widths, heights = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
-    fits = ((widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)).nonzero()
-    if len(fits):
-        h, w = int(heights[fits[0, 0]]), int(widths[fits[0, 0]])
-        top = int(keyed.integers(0, height - h + 1, *keys, "top"))
-        left = int(keyed.integers(0, width - w + 1, *keys, "left"))
-    else:
-        h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
-        top, left = (height - h) // 2, (width - w) // 2
-    return V.resize(image[:, top : top + h, left : left + w], [size, size], antialias=True)
-
-
-# ----------------------------------------------------------------------------------------------------------- transforms
 
 
 def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
@@ -149,7 +78,14 @@ def crop_and_flip(images: Tensor, pad: int, mirrored: bool, fill: Tensor | None,
 
 def flip(images: Tensor, key: Key, draws: Tensor) -> Tensor:
     """Mirrors half of the images."""
-    return torch.where(_coin(key, draws, "flip")[:, None, None, None], images.flip(-1), images)
+    mirrored = _coin(key, draws, "flip")
+    if images.is_cuda or not images.is_contiguous(memory_format=torch.channels_last):
+        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    rows, found = mirrored.nonzero().flatten(), images.clone()
+    found.permute(0, 2, 3, 1).index_copy_(
+        0, rows, images.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2).flip(-1).permute(0, 2, 3, 1)
+    )
+    return found
 
 
 def normalized(images: Tensor, normalization: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -157,7 +93,13 @@ def normalized(images: Tensor, normalization: Mapping[str, Tensor], dtype: torch
     mean, std = normalization["mean"].to(images.device), normalization["std"].to(images.device)
     if mean.shape[-2:] not in ((1, 1), tuple(images.shape[-2:])):
         mean = mean.mean((-2, -1), keepdim=True)
-    return torch.addcmul(-mean / std, images, 1 / (255 * std)).to(dtype)
+    offset, scale = -mean / std, 1 / (255 * std)
+    if offset.shape[-2:] != (1, 1) or not images.is_contiguous(memory_format=torch.channels_last):
+        return torch.addcmul(offset, images, scale).to(dtype)
+    n, channels, height, width = images.shape  # a row of pixels at a time: three channels alone are too short for vectors
+    row_offset, row_scale = (values.expand(channels, 1, width).permute(1, 2, 0).reshape(-1) for values in (offset, scale))
+    found = torch.addcmul(row_offset, images.permute(0, 2, 3, 1).reshape(n, height, -1), row_scale)
+    return found.view(n, height, width, channels).permute(0, 3, 1, 2).to(dtype)
 
 
 def colour_change(images: Tensor, strength: float, std: Tensor, key: Key, draws: Tensor) -> Tensor:

@@ -4,27 +4,40 @@ Position is (epoch, step). An epoch's order is a keyed permutation of the traini
 it, and the remainder at the epoch's end that does not fill a batch is left out (another one each epoch). A process takes its
 share of each batch, so the global order is the same for any number of processes; shares and micro-batches are cut at even
 places, so that mixing never crosses them. Nothing here has state: to resume is to start the iterator at a later step.
+
+Of views that had to be made, the channels of a pixel lie side by side in memory ("channels last").
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-from collections.abc import Callable, Iterator
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from residua import keyed
-from residua.augment import Key, central_view, train_view
+from residua.augment import Key
 from residua.dataset import ArraySamples, Samples
-from residua.errors import RunError, UnreadableImage
+from residua.errors import UnreadableImage
+from residua.images import View
 from residua.recipe import Augment
+from residua.views import CentralView, train_views
 
-__all__ = ["Batch", "CentralView", "Order", "Share", "evaluation_batches", "even_cuts", "train_batches"]
+__all__ = ["AHEAD", "Batch", "CentralView", "Order", "Share", "evaluation_batches", "even_cuts", "train_batches"]
+
+AHEAD = 2
+"""Batches that are prepared while one is in use."""
+
+PART = 8
+"""Images that a thread takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +117,29 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The batches of steps first .. last - 1, before the batch-wise transforms.
 
-    Images in memory that need no view of their own are taken by index, on the device on which they lie; all others go
-    through `workers` processes (0: this one).
+    Images in memory that need no view of their own are taken by index, on the device on which they lie; of all others the
+    next `AHEAD` batches are prepared by `workers` threads while one is in use (0: by this thread, when it is asked for).
     """
     if isinstance(samples, ArraySamples) and augment.crop in ("none", "pad") and samples.images.shape[-2:] == (size, size):
         for step, epoch, draws in order.steps(first, last, share):
             yield _from_memory(samples, step, epoch, draws)
         return
-    loader = _loader(_TrainFetch(samples, augment, size, order.seed), _Keys(order, first, last, share), workers)
-    for (step, epoch, draws), (images, valid, unreadable) in zip(order.steps(first, last, share), _guarded(loader)):
-        labels = samples.labels[draws % len(samples)]
-        yield Batch(step, epoch, images, labels, draws, valid, unreadable)
+
+    def asked() -> Iterator[_Asked]:
+        for step, epoch, draws in order.steps(first, last, share):
+            yield _Asked(step, epoch, draws, train_views(augment, size, Key(order.seed, epoch), draws))
+
+    yield from _prepared(samples, asked(), workers)
+
+
+def evaluation_batches(samples: Samples, indices: Tensor, view: View, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+    """The samples at `indices`, each once, in order, as `view` shows them (all of one shape); `draws` are the places."""
+    chunks = indices.split(batch_size) if len(indices) else ()
+    if isinstance(samples, ArraySamples) and isinstance(view, CentralView) and view.keeps(samples.images):
+        for step, chunk in enumerate(chunks):
+            yield _from_memory(samples, step, 0, chunk)
+        return
+    yield from _prepared(samples, (_Asked(step, 0, chunk, [view] * len(chunk)) for step, chunk in enumerate(chunks)), workers)
 
 
 def _from_memory(samples: ArraySamples, step: int, epoch: int, draws: Tensor) -> Batch:
@@ -126,126 +151,92 @@ def _from_memory(samples: ArraySamples, step: int, epoch: int, draws: Tensor) ->
     return Batch(step, epoch, samples.images[on_device], samples.labels[places], draws, valid, listed)
 
 
+# ------------------------------------------------------------------------------------------------- preparing, in threads
+
+
 @dataclass(frozen=True)
-class CentralView:
-    """The evaluation view of one image: `size` pixels square, cut from a shorter side of `size / fraction`."""
+class _Asked:
+    """A batch that is to be made: one view a draw."""
 
-    size: int
-    fraction: float = 1.0
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return central_view(image, self.size, self.fraction)
-
-    def keeps(self, images: Tensor) -> bool:
-        """Whether the view leaves images of this shape as they are."""
-        return self.fraction == 1.0 and images.shape[-2:] == (self.size, self.size)
+    step: int
+    epoch: int
+    draws: Tensor
+    views: list[View]
 
 
-def evaluation_batches(
-    samples: Samples, indices: Tensor, view: Callable[[Tensor], Tensor], batch_size: int, workers: int = 0
-) -> Iterator[Batch]:
-    """The samples at `indices`, each once, in order, as `view` shows them (all of one shape); `draws` are the places."""
-    chunks = list(indices.split(batch_size)) if len(indices) else []
-    if isinstance(samples, ArraySamples) and isinstance(view, CentralView) and view.keeps(samples.images):
-        for step, chunk in enumerate(chunks):
-            yield _from_memory(samples, step, 0, chunk)
+def _prepared(samples: Samples, asked: Iterator[_Asked], workers: int) -> Iterator[Batch]:
+    """The batches that are `asked` for, in order. Decoding and resizing let go of Python's lock, so that threads do them side
+    by side, and what they make needs no way from process to process."""
+    if not workers or (isinstance(samples, ArraySamples) and samples.images.is_cuda):
+        for one in asked:
+            assembly = _Assembly(samples, one)
+            assembly.fill(range(len(one.views)))
+            yield assembly.batch()
         return
-    loader = _loader(_ViewFetch(samples, view), [chunk.tolist() for chunk in chunks], workers)
-    for step, (chunk, (images, valid, unreadable)) in enumerate(zip(chunks, _guarded(loader))):
-        yield Batch(step, 0, images, samples.labels[chunk], chunk, valid, unreadable)
-
-
-# ------------------------------------------------------------------------------------------------- fetching, in workers
-
-_Fetched = tuple[str, Tensor | str]
-
-
-@dataclass(frozen=True)
-class _TrainFetch:
-    """Sample-wise part of training: decode and view. Indexed by (epoch, draw)."""
-
-    samples: Samples
-    augment: Augment
-    size: int
-    seed: int
-
-    def __getitem__(self, position: tuple[int, int]) -> _Fetched:
-        epoch, draw = position
-        place = draw % len(self.samples)
-        try:
-            image = self.samples.load(place)
-        except UnreadableImage as error:
-            return self.samples.names[place], str(error)
-        return self.samples.names[place], train_view(image, self.augment, self.size, Key(self.seed, epoch), draw)
-
-
-@dataclass(frozen=True)
-class _ViewFetch:
-    """Decode and view for evaluation. Indexed by place."""
-
-    samples: Samples
-    view: Callable[[Tensor], Tensor]
-
-    def __getitem__(self, place: int) -> _Fetched:
-        try:
-            return self.samples.names[place], self.view(self.samples.load(place))
-        except UnreadableImage as error:
-            return self.samples.names[place], str(error)
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """The batch sampler: lists of (epoch, draw)."""
-
-    order: Order
-    first: int
-    last: int
-    share: Share
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for _, epoch, draws in self.order.steps(self.first, self.last, self.share):
-            yield [(epoch, draw) for draw in draws.tolist()]
-
-    def __len__(self) -> int:
-        return self.last - self.first
-
-
-def _collate(fetched: list[_Fetched]) -> tuple[Tensor, Tensor, tuple[tuple[str, str], ...]]:
-    shapes = [image.shape for _, image in fetched if isinstance(image, Tensor)]
-    blank = torch.zeros(shapes[0] if shapes else (1, 1, 1), dtype=torch.uint8)
-    images = torch.stack([image if isinstance(image, Tensor) else blank for _, image in fetched])
-    valid = torch.tensor([isinstance(image, Tensor) for _, image in fetched])
-    return images, valid, tuple((name, reason) for name, reason in fetched if isinstance(reason, str))
-
-
-def _loader(dataset: object, keys: object, workers: int) -> DataLoader:
-    workers = workers if shared_memory_suffices() else 0
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=keys,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_quiet_worker if workers else None,
-        prefetch_factor=2 if workers else None,
-        generator=torch.Generator().manual_seed(0),  # the loader draws a seed; nothing here uses it
-    )
-
-
-def _quiet_worker(_: int) -> None:
-    """Ctrl-C and a batch system's SIGTERM reach all processes of a run; only the main one acts, and it ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _guarded(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor, tuple[tuple[str, str], ...]]]:
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="data", initializer=_step_back)
+    under_way: deque[tuple[_Assembly, list[Future[None]]]] = deque()
     try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RunError(f"A data worker died: {error} Continue with the same command, if need be with --workers 0.") from error
+        while True:
+            for one in islice(asked, AHEAD + 1 - len(under_way)):
+                assembly, count = _Assembly(samples, one), len(one.views)
+                parts = [range(start, min(start + PART, count)) for start in range(0, count, PART)]
+                under_way.append((assembly, [pool.submit(assembly.fill, part) for part in parts]))
+            if not under_way:
+                return
+            assembly, futures = under_way.popleft()
+            for future in futures:
+                future.result()
+            yield assembly.batch()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def shared_memory_suffices(needed: int = 128 * 2**20) -> bool:
-    """Whether worker processes have room to hand over batches; containers often grant only 64 MiB of shared memory."""
-    return not os.path.isdir("/dev/shm") or shutil.disk_usage("/dev/shm").free >= needed  # noqa: PTH112
+def _step_back() -> None:
+    """Lets the threads that compute go first: each of their parallel regions lasts as long as its slowest thread."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+
+
+class _Assembly:
+    """A batch in the making: rows may be filled in any order and by several threads, each into its place."""
+
+    def __init__(self, samples: Samples, asked: _Asked) -> None:
+        self.samples, self.asked = samples, asked
+        self.places = asked.draws % len(samples)
+        self.reasons: dict[int, str] = {}
+        self.images: Tensor | None = None  # [N, ..., H, W, C]
+        self.lock = threading.Lock()
+
+    def fill(self, rows: range) -> None:
+        """Puts the views of these rows into their places."""
+        for row in rows:
+            try:
+                view = self.samples.seen(int(self.places[row]), self.asked.views[row]).movedim(-3, -1)
+            except UnreadableImage as error:
+                self.reasons[row] = str(error)
+                continue
+            images = self._room(view)
+            if view.is_cuda:
+                images[row] = view
+            else:  # torch would start a team of threads of its own from each of ours
+                np.copyto(images[row].numpy(), view.numpy())
+
+    def _room(self, like: Tensor) -> Tensor:
+        with self.lock:
+            if self.images is None:
+                shape, pinned = (len(self.asked.views), *like.shape), torch.cuda.is_initialized() and not like.is_cuda
+                self.images = torch.empty(shape, dtype=torch.uint8, device=like.device, pin_memory=pinned)
+            return self.images
+
+    def batch(self) -> Batch:
+        """The batch, when all rows were filled."""
+        asked, count = self.asked, len(self.places)
+        images = self.images if self.images is not None else torch.zeros((count, 1, 1, 1), dtype=torch.uint8)
+        bad = sorted(self.reasons)
+        images[bad] = 0
+        valid = torch.ones(count, dtype=torch.bool)
+        valid[bad] = False
+        names = [self.samples.names[int(self.places[row])] for row in bad]
+        listed = tuple(zip(names, (self.reasons[row] for row in bad)))
+        labels = self.samples.labels[self.places]
+        return Batch(asked.step, asked.epoch, images.movedim(-1, -3), labels, asked.draws, valid, listed)

@@ -32,7 +32,7 @@ DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where named data sets lie or are downloaded to (or RESIDUA_DATA).")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one).")]
-Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Processes that read data (default: as needed).")]
+Workers = Annotated[int | None, typer.Option("--workers", min=0, help="Threads that read data (default: one a core, at most 8).")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the recipe; may be repeated.")
@@ -231,7 +231,7 @@ def evaluate(
     scales: Annotated[str | None, typer.Option("--scales", help="Shorter sides for dense, such as 224,256,384.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in one forward pass.")] = 128,
     device: Device = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read data.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Threads that read data.")] = 0,
     data_dir: DataDir = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -267,7 +267,7 @@ def predict(
     top: Annotated[int, typer.Option("--top", min=1, help="How many labels an image.")] = 1,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout.")] = False,
     device: Device = None,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that read data.")] = 0,
+    workers: Annotated[int, typer.Option("--workers", min=0, help="Threads that read data.")] = 0,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

@@ -7,17 +7,19 @@ A sample is named by its place in its split, which is fixed by the sorted names 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from residua import keyed
 from residua.errors import UnreadableImage
+from residua.images import View
 
 __all__ = [
     "ArraySamples",
@@ -69,19 +71,30 @@ class ArraySamples:
             raise UnreadableImage(self.unreadable[index])
         return self.images[index]
 
+    def seen(self, index: int, view: View) -> Tensor:
+        """Image `index` as `view` shows it; raises like `load`."""
+        image = self.load(index)
+        return view.show(image, *image.shape[-2:])
+
+
+class Decoder(Protocol):
+    """Turns a path into [C, H, W], or into what a view shows of it."""
+
+    def __call__(self, path: Path, /, *, view: View | None = None) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class FileSamples:
     """Samples in files, decoded when asked for.
 
-    `names` are paths relative to `root`, `sizes` the files' lengths in bytes; `decode` turns a path into [C, H, W].
+    `names` are paths relative to `root`, `sizes` the files' lengths in bytes; `decode` reads one.
     """
 
     root: Path
     names: Sequence[str]
     labels: Tensor
     sizes: Sequence[int]
-    decode: Callable[[Path], Tensor]
+    decode: Decoder
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,6 +102,10 @@ class FileSamples:
     def load(self, index: int) -> Tensor:
         """Image `index`, uint8 [C, H, W]; raises `UnreadableImage` naming the file."""
         return self.decode(self.root / self.names[index])
+
+    def seen(self, index: int, view: View) -> Tensor:
+        """Image `index` as `view` shows it, decoded at the scale that suffices for it; raises like `load`."""
+        return self.decode(self.root / self.names[index], view=view)
 
 
 Samples = ArraySamples | FileSamples

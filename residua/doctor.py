@@ -14,7 +14,6 @@ import psutil
 import torch
 
 from residua import machine
-from residua.batches import shared_memory_suffices
 from residua.data import open_data
 from residua.dataset import class_counts
 from residua.prepare import colour
@@ -65,10 +64,6 @@ def _advice(card: dict[str, Any]) -> list[str]:
         )
     if card["compiler"] is None and card["hardware"]["device"] == "cpu":
         advice.append("There is no C++ compiler, so long trainings are not compiled; installing g++ makes them some 20 % faster.")
-    if not shared_memory_suffices():
-        advice.append(
-            "Shared memory (/dev/shm) is small, so data workers are off; start the container with more, such as --shm-size=1g."
-        )
     if card["free_memory_gib"] < 2:
         advice.append("Less than 2 GiB of memory is free: a smaller batch (--batch-size) or --set micro_batch=N takes less.")
     if card["free_disk_gib"] < 1:

@@ -287,7 +287,7 @@ def _write_worst(run: Run, samples: Samples, result: Evaluation) -> None:
     """A sheet of the images that the network gets most wrong, as it sees them, for the report."""
     if result.worst:
         view = evaluation_view(run.recipe)
-        images = torch.stack([view(samples.load(item.place)).cpu() for item in result.worst])
+        images = torch.stack([samples.seen(item.place, view).cpu() for item in result.worst])
         write_sheet(run.path / "samples" / "worst.png", images, result.to_dict()["worst"])
 
 

@@ -12,6 +12,15 @@ Train, evaluate and predict all read files here, so that the same file gives the
 5. Colour: CMYK becomes (255 - C)(255 - K) / 255 and so on, YCbCr follows JFIF; colour profiles are not applied. RGB to grey
    is (19595 R + 38470 G + 7471 B + 32768) // 65536 (ITU-R 601-2 luma); grey to RGB repeats the grey.
 6. EXIF orientation, all eight, as written ahead of the pixels (a PNG may also carry it behind them: that one is not looked for).
+7. Reduced scale: where a view says how large the whole image must be at the least, a JPEG is decoded at the smallest of the
+   scales 1/8, 1/4, 1/2 and 1 that gives ceil(H / r) x ceil(W / r) pixels of at least that size (libjpeg's scaled inverse
+   cosine transform). The scale follows from the size of the image and the size that is asked for, and from nothing else; every
+   other kind of file is decoded whole.
+
+JPEGs at scale 1 that need no change of colour are decoded by torchvision, all else by Pillow. Both carry libjpeg-turbo and call
+it in the same way (exact integer transform, smooth upsampling), so they agree in every pixel; Pillow has the last word on what is
+damaged. torchvision's hands its pixels over without a copy and lets other threads work meanwhile; its decoders are to leave
+it in time (deprecated since 0.29), and where they are missing Pillow decodes everything, to the same pixels.
 """
 
 from __future__ import annotations
@@ -25,17 +34,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401 (it registers torch.ops.image)
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from residua.errors import UnreadableImage
+from residua.pixels import eight_bit, to_channels, turned
 
-__all__ = ["EXTENSIONS", "MAX_PIXELS", "Header", "decode", "is_image_name", "printable", "read_header", "to_channels"]
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "Header", "View", "decode", "is_image_name", "printable", "read_header", "to_channels"]
 
 MAX_PIXELS = 2**27
 """The most pixels, width times height, that are decoded: 134,217,728, such as 11,585 x 11,585 (400 MB as RGB)."""
@@ -74,6 +85,17 @@ class Header(NamedTuple):
     channels: int
 
 
+class View(Protocol):
+    """What is to be seen of an image, whatever its size."""
+
+    def least(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest (height, width) of the whole image from which the view is made without enlarging anything, for an image
+        whose full size is `height` x `width`."""
+
+    def show(self, image: Tensor, height: int, width: int) -> Tensor:
+        """The view of `image`, uint8 [C, h, w], which is one of `height` x `width` or that one at a reduced scale."""
+
+
 def printable(name: str | Path) -> str:
     """`name` as text that can be shown and saved anywhere: bytes of a file name that are not UTF-8 appear as \\xNN."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
@@ -94,38 +116,53 @@ def read_header(source: Source) -> Header:
         return Header(width, height, image.mode, image.format or "", 1 if grey else 3)
 
 
-def decode(source: Source, channels: int) -> Tensor:
-    """The image as a uint8 tensor [channels, H, W], values 0 to 255, by the rules at the head of this file.
+def decode(source: Source, channels: int, view: View | None = None) -> Tensor:
+    """The image as a uint8 tensor [channels, H, W], values 0 to 255, by the rules at the head of this file; or `view` of it.
 
-    `source` is a path, the bytes of a file, or a binary file that can seek; `channels` is 1 (grey) or 3 (RGB).
-    Raises `UnreadableImage`, naming the file and the reason: no such file, a directory, empty, not an image, truncated or
-    damaged, more than `MAX_PIXELS` pixels.
+    `source` is a path, the bytes of a file, or a binary file that can seek; `channels` is 1 (grey) or 3 (RGB). The tensor owns
+    its memory, in which the channels of a pixel lie side by side ("channels last"). Raises `UnreadableImage`, naming the file
+    and the reason: no such file, a directory, empty, not an image, truncated or damaged, more than `MAX_PIXELS` pixels.
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}.")
     with _opened(source) as image:
         orientation = _orientation(image)  # before the pixels: loading a TIFF turns it and loading a PNG reads on past them
-        _load(image)
-        eight_bit = _to_eight_bits(image)
-        wanted = "L" if channels == 1 else "RGB"
-        if eight_bit.mode != wanted:
-            eight_bit = eight_bit.convert(wanted)
-        pixels_hwc: NDArray[np.uint8] = np.asarray(eight_bit).reshape(eight_bit.height, eight_bit.width, channels)
-        return torch.from_numpy(np.array(_turned(pixels_hwc, orientation).transpose(2, 0, 1), order="C"))
+        width, height = image.size if orientation < 5 else image.size[::-1]
+        scale = _reduction(height, width, view.least(height, width)) if view is not None and image.format == "JPEG" else 1
+        if scale > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
+        pixels_hwc = _by_torchvision(image, channels) if scale == 1 else None
+        if pixels_hwc is None:
+            _load(image)
+            eight = eight_bit(image, channels)
+            pixels_hwc = np.array(eight).reshape(eight.height, eight.width, channels)
+    if image.format == "TIFF":
+        height, width = pixels_hwc.shape[:2]  # turned by now
+    pixels = torch.from_numpy(np.ascontiguousarray(turned(pixels_hwc, orientation))).permute(2, 0, 1)
+    return pixels if view is None else view.show(pixels, height, width)
 
 
-def to_channels(images: Tensor, channels: int) -> Tensor:
-    """uint8 images [..., C, H, W] with `channels` (1 or 3) in place of C, by the same formulas as `decode`."""
-    if images.shape[-3] == channels:
-        return images
-    if channels == 3:
-        return images.expand(*images.shape[:-3], 3, *images.shape[-2:]).contiguous()
-    red, green, blue = images.int().unbind(-3)
-    return ((red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16).to(torch.uint8).unsqueeze(-3)
+def _reduction(height: int, width: int, least: tuple[int, int]) -> int:
+    """By how much a JPEG of this size, seen upright, is reduced (point 7)."""
+    return next((r for r in (8, 4, 2) if -(-height // r) >= least[0] and -(-width // r) >= least[1]), 1)
+
+
+def _by_torchvision(image: ImageFile.ImageFile, channels: int) -> NDArray[np.uint8] | None:
+    """The pixels [H, W, C] of an opened JPEG at full scale, or None where Pillow is to decode it."""
+    if image.format != "JPEG" or image.mode != ("L" if channels == 1 else "RGB") or image.fp is None:
+        return None
+    image.fp.seek(0)
+    try:
+        encoded = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+        pixels: Tensor = torch.ops.image.decode_jpeg(encoded, 0, False)  # [C, H, W], as stored, not turned
+        return pixels.permute(1, 2, 0).numpy()
+    except (AttributeError, RuntimeError):
+        image.fp.seek(0)
+        return None
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Image.Image]:
+def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     """The image opened but not decoded; everything that goes wrong in here or in the body becomes an `UnreadableImage`."""
     name = printable(source) if isinstance(source, (str, Path)) else "The image"
     try:
@@ -170,7 +207,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _open_quietly(file: BinaryIO) -> Image.Image:
+def _open_quietly(file: BinaryIO) -> ImageFile.ImageFile:
     """Reads the header and the EXIF block, which Pillow then keeps."""
     with _quiet():
         image = Image.open(file, formats=_FORMATS)
@@ -199,46 +236,6 @@ def _orientation(image: Image.Image) -> int:
 def _refuse_too_large(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"{width} x {height} pixels, more than the {MAX_PIXELS:,} that are decoded")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """The loaded image as an opaque one in mode L or RGB."""
-    if image.mode == "I" or image.mode.startswith("I;"):
-        return _from_sixteen_bits(image)
-    if image.mode == "F":
-        floats = np.nan_to_num(np.asarray(image), nan=0.0, posinf=1.0, neginf=0.0)
-        return Image.fromarray(np.rint(np.clip(floats, 0, 1) * 255).astype(np.uint8))
-    if image.mode in ("RGBa", "La"):
-        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-    if image.has_transparency_data:
-        return _over_white(image.convert("RGBA"))
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    eight_bit = (np.clip(values, 0, 65535) + 128) // 257
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        eight_bit[values == transparent] = 255
-    return Image.fromarray(eight_bit.astype(np.uint8))
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    rgba = np.asarray(image).astype(np.uint16)  # 255 * 255 + 127 fits
-    alpha = rgba[..., 3:]
-    return Image.fromarray(((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8))
-
-
-def _turned(pixels_hwc: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """The array as EXIF orientation 1 to 8 wants it shown: 5 to 8 swap the axes first, then each mirrors one, both or none."""
-    if orientation >= 5:
-        pixels_hwc = pixels_hwc.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        pixels_hwc = pixels_hwc[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels_hwc = pixels_hwc[:, ::-1]
-    return pixels_hwc
 
 
 def _reason(error: Exception) -> str:

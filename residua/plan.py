@@ -50,7 +50,8 @@ class Plan:
 
     def placed(self, tensor: Tensor) -> Tensor:
         """A batch of images in the plan's memory format."""
-        return tensor.contiguous(memory_format=torch.channels_last) if self.memory_format == "channels_last" else tensor
+        channels_last = self.memory_format == "channels_last"
+        return tensor.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 PLANS = {

@@ -62,6 +62,14 @@ def in_memory(dataset: Dataset, recipe: Recipe, device: torch.device) -> tuple[D
     wanted = recipe.data.in_memory
     if files and wanted is not False:
         size, channels = dataset.facts.size, dataset.facts.channels
+        largest = 2 * side_of(recipe) - 1  # larger ones may be decoded at a reduced scale, each time for what is seen of them
+        if size is not None and min(size) > largest:
+            if wanted:
+                raise RequestError(
+                    f"data.in_memory needs images whose shorter side is at most {largest} pixels at data.image_size="
+                    f"{side_of(recipe)}; these have {min(size)}, so they are streamed (data.in_memory=false)."
+                )
+            size = None
         fits = size is not None and sum(map(len, files)) * channels * size[0] * size[1] <= psutil.virtual_memory().available // 4
         if wanted and size is None:
             raise RequestError(

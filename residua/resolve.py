@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from residua import models
-from residua.augment import central_view
-from residua.batches import Order
+from residua.batches import Order, evaluation_batches
 from residua.dataset import ArraySamples, Dataset, Facts, Samples, class_counts, holdout
-from residua.errors import RequestError, UnreadableImage
+from residua.errors import RequestError
 from residua.published import Published
 from residua.recipe import Recipe, replaced
+from residua.views import CentralView
 
 __all__ = ["class_weights", "held_out", "make_order", "normalization", "resolve", "side_of"]
 
@@ -114,20 +115,24 @@ def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2
 
     Images in memory count all; files are sampled, `most` of them evenly over the sorted list, seen as evaluation sees them.
     """
-    side = recipe.data.image_size
-    assert side is not None
-    whole = isinstance(samples, ArraySamples) and samples.images.shape[-2:] == (side, side)
-    images = _readable(samples) if whole and isinstance(samples, ArraySamples) else _sampled(samples, side, most)
-    pixels = images.double().div_(255) if len(images) <= 4_096 else None
-    mean = pixels.mean(0) if pixels is not None else torch.stack([images[:, c].double().mean(0) / 255 for c in range(channels)])
     if recipe.data.normalize == "none":
         return {"mean": torch.zeros(channels, 1, 1), "std": torch.ones(channels, 1, 1)}
+    side = side_of(recipe)
+    whole = isinstance(samples, ArraySamples) and samples.images.shape[-2:] == (side, side)
+    images = _readable(samples) if whole and isinstance(samples, ArraySamples) else _sampled(samples, side, most)
     if recipe.data.normalize == "pixel":
+        mean = torch.stack([part.double().sum(0) for part in images.split(256)]).sum(0) / (255 * len(images))
         return {"mean": mean.float().contiguous(), "std": torch.ones(channels, 1, 1)}
-    colour = mean.mean((-2, -1), keepdim=True)
-    square = torch.stack([(images[:, c].double() / 255 - colour[c]).square().mean() for c in range(channels)])
-    std = square.sqrt().clamp_min(1e-3).view(-1, 1, 1)
-    return {"mean": colour.float().contiguous(), "std": std.float().contiguous()}
+    values = torch.arange(256, dtype=torch.float64, device=images.device) / 255
+    share = torch.stack([_histogram(images, c) for c in range(channels)]).double() / images[:, 0].numel()
+    colour = (share * values).sum(1)
+    std = (share * (values - colour[:, None]).square()).sum(1).sqrt().clamp_min(1e-3)
+    return {"mean": colour.float().view(-1, 1, 1), "std": std.float().view(-1, 1, 1)}
+
+
+def _histogram(images: Tensor, channel: int) -> Tensor:
+    """How often each of the values 0 to 255 occurs in a channel of the images."""
+    return torch.stack([torch.bincount(part[:, channel].flatten(), minlength=256) for part in images.split(256)]).sum(0)
 
 
 def _readable(samples: ArraySamples) -> Tensor:
@@ -137,16 +142,12 @@ def _readable(samples: ArraySamples) -> Tensor:
 
 
 def _sampled(samples: Samples, side: int, most: int) -> Tensor:
-    places = torch.linspace(0, len(samples) - 1, min(most, len(samples))).round().long().unique().tolist()
-    images = []
-    for place in places:
-        try:
-            images.append(central_view(samples.load(place), side))
-        except UnreadableImage:
-            continue
+    places = torch.linspace(0, len(samples) - 1, min(most, len(samples))).round().long().unique()
+    batches = evaluation_batches(samples, places, CentralView(side), 64, workers=min(8, os.cpu_count() or 1))
+    images = [batch.images[batch.valid.to(batch.images.device)] for batch in batches if batch.valid.any()]
     if not images:
         raise RequestError(f"None of the {len(places)} training images that were tried can be decoded.")
-    return torch.stack(images)
+    return torch.cat(images)
 
 
 def make_order(dataset: Dataset, recipe: Recipe) -> Order:

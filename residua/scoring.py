@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
-from residua.augment import normalized, shorter_side
+from residua.augment import normalized
 from residua.batches import Batch, CentralView, evaluation_batches
 from residua.dataset import Samples
 from residua.errors import RequestError
@@ -28,6 +28,7 @@ from residua.infer import Prepared, ready
 from residua.network import Head, Network
 from residua.recipe import Recipe
 from residua.tasks import classify
+from residua.views import SideView
 
 __all__ = [
     "CropsView", "DenseScorer", "Scorer", "Scores", "SideView", "autocast_for", "averaged", "chosen_device", "dense_logits",
@@ -63,18 +64,20 @@ class CropsView:
     mirrored: bool
 
     def __call__(self, image: Tensor) -> Tensor:
+        return self.show(image, *image.shape[-2:])
+
+    def least(self, height: int, width: int) -> tuple[int, int]:
+        """See `images.View`."""
+        return self._whole.least(height, width)
+
+    def show(self, image: Tensor, height: int, width: int) -> Tensor:
+        """See `images.View`."""
         crops = V.ten_crop if self.mirrored else V.five_crop
-        return torch.stack(crops(shorter_side(image, round(self.size / CENTRAL_FRACTION)), [self.size, self.size]))
+        return torch.stack(crops(self._whole.show(image, height, width), [self.size, self.size]))
 
-
-@dataclass(frozen=True)
-class SideView:
-    """The whole image with a shorter side of `side` pixels."""
-
-    side: int
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return shorter_side(image, self.side)
+    @property
+    def _whole(self) -> SideView:
+        return SideView(round(self.size / CENTRAL_FRACTION))
 
 
 def dense_scales(size: int, reduction: int) -> tuple[int, ...]:
@@ -248,10 +251,7 @@ def _laid_out(images: Tensor) -> Tensor:
 @contextmanager
 def _measuring(network: nn.Module, device: torch.device, precision: str) -> Iterator[None]:
     """Evaluation mode for every module, without gradients or draws; afterwards each is as it was. A prepared network is left to
-    its own precision.
-
-    The data loader draws a seed for its workers from torch's generator: that draw is undone.
-    """
+    its own precision."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     autocast = nullcontext() if isinstance(network, Prepared) else autocast_for(precision, device)

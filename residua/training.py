@@ -100,8 +100,8 @@ def _prepare(
 ) -> Prepared:  # fmt: skip
     if not runs.is_run(target):
         prepare.check_weights(wanted)
-    dataset, resolved, held = _open(wanted, data_dir, device, listener)
-    workers = _workers(workers, held)
+    dataset, resolved = _open(wanted, data_dir, device, listener)
+    workers = _workers(workers)
     if runs.is_run(target):
         prepared = prepare.continue_run(target, resolved, dataset, device, workers=workers, share=share)
     elif runs.is_vacant(target):
@@ -117,8 +117,8 @@ def _prepare(
     return prepared
 
 
-def _open(wanted: Recipe, data_dir: str | Path | None, device: torch.device, listener: Listener) -> tuple[Dataset, Recipe, bool]:
-    """The data, the resolved recipe, and whether the data is held in memory."""
+def _open(wanted: Recipe, data_dir: str | Path | None, device: torch.device, listener: Listener) -> tuple[Dataset, Recipe]:
+    """The data and the resolved recipe."""
     channels = wanted.model.options.get("in_channels")
     folder = Path(data_dir) if data_dir is not None else None
     dataset = open_data(wanted.data.source, data_dir=folder, channels=channels, max_bad=wanted.data.max_bad)
@@ -132,14 +132,12 @@ def _open(wanted: Recipe, data_dir: str | Path | None, device: torch.device, lis
         listener.note(f"Data check: {count} {kind}, such as {first}.")
     for note in notes:
         listener.note(note)
-    return dataset, resolved, held
+    return dataset, resolved
 
 
-def _workers(asked: int | None, held: bool) -> int:
-    """Worker processes: none for data in memory, else as many as cores, at most 8."""
-    if asked is not None:
-        return asked
-    return 0 if held else min(8, len(os.sched_getaffinity(0)))
+def _workers(asked: int | None) -> int:
+    """Threads that prepare batches: as many as cores, at most 8."""
+    return asked if asked is not None else min(8, len(os.sched_getaffinity(0)))
 
 
 def _follow(
@@ -147,8 +145,8 @@ def _follow(
 ) -> Run:
     """The part of every process but the first: wait until the run is laid out, then train along."""
     together(share)
-    dataset, resolved, held = _open(wanted, data_dir, device, Silent())
-    prepared = prepare.continue_run(target, resolved, dataset, device, workers=_workers(workers, held), share=share)
+    dataset, resolved = _open(wanted, data_dir, device, Silent())
+    prepared = prepare.continue_run(target, resolved, dataset, device, workers=_workers(workers), share=share)
     plan.apply(prepared.plan, prepared.run.manifest["threads"], device, sparing=prepared.network.recompute_every > 0)
     return _run(prepared, share, Silent())
 
@@ -240,7 +238,7 @@ def _measure(prepared: Prepared, step: Step, done: int, recorder: Recorder | Non
         sums = watch(
             step.network, samples, torch.arange(share.rank, len(samples), share.world), evaluation_view(run.recipe),
             run.normalization, device=prepared.device, precision=prepared.plan.precision, exact=prepared.plan.exact,
-            batch_size=256, workers=0,
+            batch_size=256, workers=prepared.workers,
         )  # fmt: skip
     names = ("count", "loss_sum", "wrong1", "wrong5")
     totals = torch.tensor([float(sums[name]) for name in names], dtype=torch.float64, device=prepared.device)

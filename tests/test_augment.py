@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from torchvision.transforms import v2
 
 from residua import keyed
 from residua.augment import (
     PCA_VALUES,
     PCA_VECTORS,
     Key,
-    central_view,
     colour_change,
     crop_and_flip,
     cutout,
     flip,
     mixed,
     normalized,
-    shorter_side,
-    train_view,
     transformed,
 )
 from residua.recipe import Augment
@@ -221,106 +213,6 @@ def test_a_pair_is_mixed_alike_wherever_it_stands() -> None:
     whole, _ = mixed(x, 0.5, 0.5, KEY, draws)
     parts = torch.cat([mixed(x[i : i + 2], 0.5, 0.5, KEY, draws[i : i + 2])[0] for i in range(0, 8, 2)])
     assert torch.equal(whole, parts)
-
-
-# ------------------------------------------------------------------------------------------------------------------ views
-
-
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 80), (96, 48), (64, 80), (17, 34)])
-@pytest.mark.parametrize(("size", "fraction"), [(16, 1.0), (28, 0.875), (32, 1.0)])
-def test_the_central_view_is_torchvisions_resize_and_centre_crop(height: int, width: int, size: int, fraction: float) -> None:
-    image = pixels(1, 3, height, width)[0]
-    theirs = v2.Compose([v2.Resize(round(size / fraction), antialias=True), v2.CenterCrop(size)])
-    assert torch.equal(central_view(image, size, fraction), theirs(image))
-
-
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
-def test_the_shorter_side_becomes_what_is_asked_for_and_the_ratio_stays(height: int, width: int, side: int) -> None:
-    found = shorter_side(torch.zeros(1, height, width, dtype=torch.uint8), side)
-    assert min(found.shape[1:]) == side
-    if max(height, width) <= 8 * min(height, width):
-        scale = side / min(height, width)
-        assert abs(found.shape[1] - height * scale) <= 0.5
-        assert abs(found.shape[2] - width * scale) <= 0.5
-    else:
-        assert max(found.shape[1:]) == 8 * side, "of a strip the middle is seen"
-
-
-CROPS = {
-    "scale-jitter": Augment(crop="scale-jitter", min_side=12, max_side=20),
-    "random-resized": Augment(crop="random-resized", min_area=0.25),
-}
-
-
-@pytest.mark.parametrize("crop", CROPS)
-@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 2**40), st.sampled_from([1, 3]))
-@settings(max_examples=40, deadline=None)
-def test_every_view_has_the_size_asked_for_and_is_a_function_of_its_key(
-    crop: str, height: int, width: int, draw: int, channels: int
-) -> None:
-    image = pixels(1, channels, height, width)[0]
-    view = train_view(image, CROPS[crop], 12, KEY, draw)
-    assert view.shape == (channels, 12, 12)
-    assert view.dtype == torch.uint8
-    assert torch.equal(view, train_view(image, CROPS[crop], 12, KEY, draw))
-
-
-@pytest.mark.parametrize("crop", CROPS)
-def test_views_differ_between_samples_epochs_and_seeds(crop: str) -> None:
-    image = pixels(1, 3, 40, 40)[0]
-    views = [
-        train_view(image, CROPS[crop], 12, Key(seed, epoch), draw)
-        for seed, epoch, draw in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0))
-    ]
-    assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
-
-
-def test_scale_jitter_draws_every_side_of_its_range_and_cuts_inside() -> None:
-    """On an image whose pixels tell their place, the view tells its scale and its corner."""
-    ramp = torch.arange(0, 240, 12, dtype=torch.uint8)
-    image = torch.stack((ramp[:, None].expand(20, 20), ramp[None].expand(20, 20)))
-    augment = dataclasses.replace(CROPS["scale-jitter"], min_side=20, max_side=20)
-    corners = set()
-    for draw in range(400):
-        view = train_view(image, augment, 18, KEY, draw)
-        top, left = int(view[0, 0, 0]) // 12, int(view[1, 0, 0]) // 12
-        assert torch.equal(view, image[:, top : top + 18, left : left + 18])
-        corners.add((top, left))
-    assert corners == {(top, left) for top in range(3) for left in range(3)}
-    sides = {int(keyed.integers(12, 21, 3, 5, draw, "side")) for draw in range(400)}
-    assert sides == set(range(12, 21))
-
-
-def test_random_resized_crops_keep_to_their_areas_and_ratios() -> None:
-    """The slope of a ramp in the resized view tells how much of the image it shows."""
-    side = 120
-    ramp = torch.linspace(0, 255, side)
-    image = torch.stack((ramp[:, None].expand(side, side), ramp[None].expand(side, side))).round().to(torch.uint8)
-    shares = []
-    for draw in range(300):
-        view = train_view(image, CROPS["random-resized"], 24, KEY, draw).double()
-        height = (view[0, -1].mean() - view[0, 0].mean()) * 24 / 23 / 255
-        width = (view[1, :, -1].mean() - view[1, :, 0].mean()) * 24 / 23 / 255
-        shares.append((float(height * width), float(width / height)))
-    areas, ratios = torch.tensor(shares).T
-    assert 0.25 * 0.9 <= float(areas.min()) <= 0.35
-    assert 0.9 <= float(areas.max()) <= 1.05
-    assert 0.75 * 0.95 <= float(ratios.min()) <= 0.85
-    assert 1.2 <= float(ratios.max()) <= 4 / 3 * 1.05
-
-
-def test_an_image_too_long_for_any_crop_shows_its_centre() -> None:
-    image = torch.zeros(1, 4, 400, dtype=torch.uint8)
-    image[:, :, 198:203] = 200
-    view = train_view(image, Augment(crop="random-resized", min_area=1.0), 12, KEY, 0)
-    assert int(view.max()) > 150
-
-
-def test_without_a_random_crop_the_view_is_the_central_one() -> None:
-    image = pixels(1, 3, 20, 30)[0]
-    for crop in ("none", "pad"):
-        assert torch.equal(train_view(image, Augment(crop=crop), 12, KEY, 0), central_view(image, 12))
 
 
 # ------------------------------------------------------------------------------------------------------------- all of them

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from residua.augment import Key, central_view, mixed, train_view
+from residua.augment import Key, mixed
 from residua.batches import Batch, CentralView, Order, Share, evaluation_batches, even_cuts, train_batches
 from residua.dataset import ArraySamples, FileSamples, Samples
-from residua.images import decode
+from residua.images import View, decode
 from residua.recipe import Augment
+from residua.views import central_view, train_view
 
 COUNT, SIDE = 23, 8
 LABELS = torch.arange(COUNT) % 4
@@ -228,3 +232,58 @@ def test_reading_batches_leaves_torchs_generator_alone(in_files: FileSamples) ->
     before = torch.random.get_rng_state()
     batches(in_files, VIEWS["random-resized"], Order(LABELS, 5, 0), 0, 4)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# ------------------------------------------------------------------------------------------- JPEGs, decoded for their view
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> FileSamples:
+    """JPEGs that are large enough for half and quarter scale; number 3 is cut short."""
+    root = tmp_path_factory.mktemp("photographs")
+    generator = torch.Generator().manual_seed(0)
+    names = [f"{n:02}.jpg" for n in range(COUNT)]
+    for number, name in enumerate(names):
+        coarse = torch.randint(256, (6, 5, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(coarse.numpy()).resize((40 + number, 60), Image.Resampling.BICUBIC).save(root / name)
+    cut = (root / names[3]).read_bytes()
+    (root / names[3]).write_bytes(cut[: len(cut) // 2])
+    return FileSamples(root, names, LABELS, [1] * COUNT, partial(decode, channels=3))
+
+
+@pytest.mark.parametrize("crop", VIEWS)
+def test_threads_and_resumption_change_no_pixel_of_photographs(crop: str, photographs: FileSamples) -> None:
+    order = Order(LABELS, 5, 0)
+    whole = batches(photographs, VIEWS[crop], order, 0, 9)
+    assert any(batch.unreadable for batch in whole)
+    for first, workers in ((0, 1), (2, 2), (5, 5)):
+        assert all(equal(a, b) for a, b in zip(whole[first:], batches(photographs, VIEWS[crop], order, first, 9, None, workers)))
+
+
+def test_training_without_a_random_crop_and_evaluation_see_the_same(photographs: FileSamples) -> None:
+    (trained,) = batches(photographs, Augment(crop="none"), Order(LABELS, COUNT, 0), 0, 1, None, 2)
+    (measured,) = evaluation_batches(photographs, trained.draws, CentralView(SIDE), COUNT)
+    assert torch.equal(trained.images, measured.images)
+    assert torch.equal(trained.valid, measured.valid)
+    reduced = [not torch.equal(measured.images[row], central_view(photographs.load(place), SIDE))
+               for row, place in enumerate(trained.draws.tolist()) if place != 3]  # fmt: skip
+    assert sum(reduced) > COUNT // 2, "these are decoded at a reduced scale"
+
+
+def test_an_error_that_is_not_the_files_fault_reaches_the_loop(photographs: FileSamples) -> None:
+    def broken(_: Path, *, view: View | None = None) -> torch.Tensor:
+        raise MemoryError(f"none left for {view}")
+
+    failing, order = dataclasses.replace(photographs, decode=broken), Order(LABELS, 5, 0)
+    for workers in (0, 2):
+        with pytest.raises(MemoryError, match="none left"):
+            batches(failing, VIEWS["random-resized"], order, 0, 2, None, workers)
+
+
+def test_an_iteration_that_is_left_ends_its_threads(photographs: FileSamples) -> None:
+    before = threading.active_count()
+    found = train_batches(photographs, Order(LABELS, 5, 0), VIEWS["random-resized"], SIDE, 0, 10**6, Share(), 3)
+    next(found)
+    assert threading.active_count() > before
+    found.close()
+    assert threading.active_count() == before

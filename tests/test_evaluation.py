@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torchvision.transforms.v2 import functional as V
 from toy_runs import CLASSES, SIZE, make_run, network_state, one_thread, write_folder, write_image  # noqa: F401
 
 from residua import runs
-from residua.augment import central_view, normalized, shorter_side
+from residua.augment import normalized
 from residua.batches import CentralView
 from residua.dataset import FileSamples
 from residua.errors import RequestError, RunError
@@ -23,6 +24,7 @@ from residua.images import decode
 from residua.network import Network, Stage, fully_connected_head, small_stem
 from residua.runs import Run
 from residua.scoring import chosen_device, dense_logits, dense_scales
+from residua.views import central_view, shorter_side
 
 CPU = torch.device("cpu")
 RAGGED = ((SIZE, SIZE), (20, 31), (40, 17), (23, 23))
@@ -416,7 +418,7 @@ def test_a_run_that_cannot_be_written_still_gives_its_result(tmp_path: Path, fol
 def samples_of(folder: Path) -> FileSamples:
     paths = files(folder)
     names = [str(path.relative_to(folder)) for path in paths]
-    return FileSamples(folder, names, labels_of(folder), [0] * len(paths), lambda path: decode(path, 3))
+    return FileSamples(folder, names, labels_of(folder), [0] * len(paths), partial(decode, channels=3))
 
 
 def test_watched_sums_add_up_over_processes(run: Run, folder: Path) -> None:

@@ -19,8 +19,10 @@ import torch
 from image_folders import chunk, png_that_claims
 from PIL import Image
 
+from residua import images
 from residua.errors import UnreadableImage
 from residua.images import MAX_PIXELS, decode, is_image_name, printable, read_header, to_channels
+from residua.views import CentralView
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GREY = np.random.default_rng(1).integers(0, 256, (5, 7), dtype=np.uint8)
@@ -54,11 +56,11 @@ def test_rgb_comes_back_as_it_was_written() -> None:
     assert (pixels(encoded(Image.fromarray(RGB))) == RGB).all()
 
 
-def test_a_decoded_image_is_a_contiguous_writable_uint8_tensor() -> None:
+def test_a_decoded_image_is_a_writable_uint8_tensor_whose_channels_lie_side_by_side() -> None:
     tensor = decode(encoded(Image.fromarray(RGB)), 3)
     assert tensor.dtype == torch.uint8
     assert tensor.shape == (3, 5, 7)
-    assert tensor.is_contiguous()
+    assert tensor.permute(1, 2, 0).is_contiguous()
     tensor.zero_()
 
 
@@ -327,3 +329,114 @@ def test_images_are_known_by_their_names() -> None:
 def test_other_channels_than_1_and_3_are_refused(channels: int) -> None:
     with pytest.raises(ValueError, match=r"1 .* or 3"):
         decode(encoded(Image.fromarray(RGB)), channels)
+
+
+# --------------------------------------------------------------------------------------------- JPEG: two ways, and reduced
+
+COARSE = Image.fromarray(np.random.default_rng(4).integers(0, 256, (9, 12, 3), dtype=np.uint8))
+SMOOTH = np.asarray(COARSE.resize((187, 141), Image.Resampling.BICUBIC))
+
+
+class Whole:
+    """A view that asks for `least` and shows all that it is given; it notes the full size that it is told."""
+
+    def __init__(self, *least: int) -> None:
+        self.asked, self.told = least, (0, 0)
+
+    def least(self, height: int, width: int) -> tuple[int, ...]:
+        return self.asked
+
+    def show(self, image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        self.told = (height, width)
+        return image
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """Some bytes of the coded pixels changed."""
+    changed, generator = bytearray(data), np.random.default_rng(seed)
+    for place in generator.integers(len(data) // 2, len(data) - 2, 5):
+        changed[place] = int(generator.integers(0, 255))
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_every_jpeg_has_pillows_pixels(channels: int, subsampling: int, progressive: bool) -> None:
+    for source in (SMOOTH, RGB, SMOOTH[:, :1]):
+        for image in (Image.fromarray(np.ascontiguousarray(source)), Image.fromarray(np.ascontiguousarray(source[..., 0]))):
+            data = encoded(image, "JPEG", quality=85, subsampling=subsampling, progressive=progressive)
+            theirs = np.asarray(Image.open(io.BytesIO(data)).convert("L" if channels == 1 else "RGB"))
+            assert (pixels(data, channels) == theirs).all()
+
+
+def test_without_torchvisions_decoder_the_pixels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.fromarray(SMOOTH), "JPEG")
+    expected = decode(data, 3)
+    monkeypatch.setattr(images, "_by_torchvision", lambda *_: None)
+    assert torch.equal(decode(data, 3), expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_damaged_jpeg_has_pillows_pixels_or_is_refused_as_pillow_refuses_it(seed: int) -> None:
+    data = damaged(encoded(Image.fromarray(SMOOTH), "JPEG"), seed)
+    try:
+        theirs = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except OSError:
+        with pytest.raises(UnreadableImage):
+            decode(data, 3)
+        return
+    assert (pixels(data) == theirs).all()
+
+
+@pytest.mark.parametrize(
+    ("least", "scale"),
+    [
+        ((141, 187), 1),
+        ((72, 94), 1),
+        ((71, 94), 2),
+        ((71, 95), 1),
+        ((36, 47), 4),
+        ((37, 20), 2),
+        ((18, 24), 8),
+        ((1, 1), 8),
+        ((500, 1), 1),
+    ],
+)
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_is_at_least_what_is_asked_for(least: tuple[int, int], scale: int) -> None:
+    data, view = encoded(Image.fromarray(SMOOTH), "JPEG", quality=95), Whole(*least)
+    found = decode(data, 3, view)
+    assert found.shape == (3, -(-141 // scale), -(-187 // scale))
+    assert view.told == (141, 187)
+    image = Image.open(io.BytesIO(data))
+    image.draft(None, (187 // scale, 141 // scale))
+    assert (found.permute(1, 2, 0).numpy() == np.asarray(image)).all()
+    grey = np.asarray(Image.fromarray(found.permute(1, 2, 0).numpy()).convert("L"))
+    assert (decode(data, 1, view)[0].numpy() == grey).all()
+
+
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_a_turned_jpeg_is_reduced_by_its_size_as_seen(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(SMOOTH), "JPEG", exif=exif)
+    upright = SHOWN[orientation](SMOOTH).shape[:2]
+    view = Whole(*(-(-side // 2) for side in upright))
+    plain = decode(encoded(Image.fromarray(SMOOTH), "JPEG"), 3, Whole(71, 94)).permute(1, 2, 0).numpy()
+    assert (decode(data, 3, view).permute(1, 2, 0).numpy() == SHOWN[orientation](plain)).all()
+    assert view.told == upright
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM"])
+def test_other_files_are_decoded_whole(format: str) -> None:
+    data, view = encoded(Image.fromarray(SMOOTH), format), Whole(1, 1)
+    assert torch.equal(decode(data, 3, view), decode(data, 3))
+    assert view.told == (141, 187)
+
+
+def test_a_reduced_jpeg_shows_what_the_whole_one_shows() -> None:
+    """What is seen from half scale lies within half a pixel of what is seen of the whole image."""
+    data, view = encoded(Image.fromarray(SMOOTH), "JPEG", quality=95), CentralView(64)
+    reduced, whole = decode(data, 3, view).float(), view(decode(data, 3)).float()
+    slope = whole.diff(dim=1).abs().mean() + whole.diff(dim=2).abs().mean()
+    assert 0 < float((reduced - whole).abs().mean()) < 0.5 * float(slope)

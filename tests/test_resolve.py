@@ -10,6 +10,7 @@ import torch
 
 from residua.dataset import ArraySamples, Dataset, Facts, FileSamples
 from residua.errors import RequestError, UnreadableImage
+from residua.images import View
 from residua.models import create_model
 from residua.recipe import Recipe, replaced
 from residua.resolve import DEFAULT_EPOCHS, DEFAULT_STEPS, class_weights, held_out, make_order, normalization, resolve
@@ -141,10 +142,11 @@ def test_images_of_one_colour_do_not_divide_by_zero() -> None:
 
 
 def test_statistics_of_files_leave_out_what_cannot_be_decoded() -> None:
-    def decode(path: Path) -> torch.Tensor:
+    def decode(path: Path, *, view: View | None = None) -> torch.Tensor:
         if path.name == "bad":
             raise UnreadableImage("bad")
-        return torch.full((1, 8, 8), 100, dtype=torch.uint8)
+        image = torch.full((1, 8, 8), 100, dtype=torch.uint8)
+        return image if view is None else view.show(image, 8, 8)
 
     recipe = replaced(Recipe(), {"data.image_size": 8})
     samples = FileSamples(Path(), ["good", "bad", "fine"], torch.zeros(3, dtype=torch.int64), [1, 1, 1], decode)
