@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from residua.unit import Gate, Unit, walk
 
-__all__ = ["BRANCH", "BYPASS", "Seen", "Ways", "in_series", "watched"]
+__all__ = ["BRANCH", "BYPASS", "Seen", "Ways", "gate", "in_series", "watched"]
 
 BYPASS, BRANCH = 0, 1
 
@@ -55,13 +55,17 @@ class Ways:
 
     `factors` None lets everything pass; else [units, 2] or [units, 2, N], real, or complex where the first half of the
     gradient's rows is its real and the second half its imaginary part. `gated` lists the units that have a shortcut, the only
-    ones with gates: in a plain unit there is no choice, and its row of the factors is not used.
+    ones with gates: in a plain unit there is no choice, and its row of the factors is not used. `rows` is the number of rows.
     """
 
     units: list[tuple[str, Unit]]
     seen: list[Seen]
     factors: Tensor | None = None
     gated: list[int] = field(default_factory=list)
+    rows: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows or len(self.units)
 
     def scale(self, gradient: Tensor, unit: int, way: int) -> Tensor:
         """The gradient as it goes on beyond the gate of that unit and way."""
@@ -78,7 +82,7 @@ class Ways:
     def only(self, branches: Tensor) -> Tensor:
         """Factors that let the gradient through the branch of unit i of `gated` where `branches` [G, ...] is 1 and through its
         bypass where it is 0."""
-        factors = branches.new_ones(len(self.units), 2, *branches.shape[1:])
+        factors = branches.new_ones(self.rows, 2, *branches.shape[1:])
         factors[self.gated, BYPASS], factors[self.gated, BRANCH] = 1 - branches, branches
         return factors
 
@@ -95,6 +99,11 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         ways, unit, way = ctx.gate
         return ways.scale(gradients[0], unit, way), None, None, None
+
+
+def gate(signal: Tensor, ways: Ways, unit: int, way: int) -> Tensor:
+    """The signal, whose gradient `ways` scales on its way back."""
+    return _Gated.apply(signal, ways, unit, way)
 
 
 @contextmanager
@@ -127,11 +136,11 @@ def _hooks(ways: Ways, place: int, unit: Unit) -> Iterator[Any]:
         if h is None:
             return inputs
         before[:] = [h]
-        bypass = _Gated.apply(h, ways, place, BYPASS) if h.is_floating_point() else h
-        return bypass, _Gated.apply(f, ways, place, BRANCH)
+        bypass = gate(h, ways, place, BYPASS) if h.is_floating_point() else h
+        return bypass, gate(f, ways, place, BRANCH)
 
     def transformed(_: nn.Module, __: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_Gated.apply(before[0], ways, place, BRANCH),)
+        return (gate(before[0], ways, place, BRANCH),)
 
     def left(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
         seen.y = output

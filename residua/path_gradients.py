@@ -97,7 +97,7 @@ def sums_by_length(model: nn.Module, ways: Ways, images: Tensor, labels: Tensor)
     values = []
     for power in range(count // 2 + 1):
         angle = 2 * math.pi * power / count
-        factors = torch.ones(len(ways.units), 2, dtype=torch.complex128, device=images.device)
+        factors = torch.ones(ways.rows, 2, dtype=torch.complex128, device=images.device)
         factors[ways.gated, BRANCH] *= complex(math.cos(angle), math.sin(angle))
         real, imaginary = once.gradient(factors).chunk(2)
         values.append(torch.complex(real, -imaginary))

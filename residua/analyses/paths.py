@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,8 +25,10 @@ from torch import Tensor, nn
 from residua import keyed
 from residua.analyses._paths_figures import draw, read
 from residua.analysis import Analysis, Budget, NotApplicable, Subject
-from residua.gates import Ways, watched
+from residua.errors import RequestError
+from residua.gates import Ways, in_series, watched
 from residua.path_gradients import Pass, drawn, effective, every, norms, orders, products, sums_by_length
+from residua.skip_gates import GatedSkips
 
 __all__ = ["paths"]
 
@@ -36,20 +40,18 @@ SHARE = 0.95
 
 
 def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
-    with watched(subject.model) as ways:
+    one, label = subject.images(1)
+    with _gates(subject, subject.model, one) as (model, ways):
         choices = len(ways.gated)
-        if not ways.units:
-            raise NotApplicable(f"{subject.name} is not built of units, so that its paths cannot be told apart here.")
-        one, label = subject.images(1)
-        most = max(1, min(64, MEMORY // max(1, _kept_bytes(subject.model, ways, one, label))))
+        most = max(1, min(64, MEMORY // max(1, _kept_bytes(model, ways, one, label))))
         exact = choices <= EXACT
-        found = (_all_paths if exact else _sampled)(subject, ways, budget, most)
+        found = (_all_paths if exact else _sampled)(subject, model, ways, budget, most)
     together = _together(subject, budget)
     shares = products(choices, range(choices + 1), _filled(found["norm"]))
     low, high, among = effective(choices, range(choices + 1), shares, SHARE)
-    plain = len(ways.units) - choices
+    plain = ways.rows - choices
     return {
-        "units": len(ways.units), "choices": choices, "num_paths": 2**choices, "exact": exact,
+        "units": ways.rows, "choices": choices, "num_paths": 2**choices, "exact": exact,
         "length": [plain + length for length in range(choices + 1)],
         "paths_of_length": [math.comb(choices, length) / 2**choices for length in range(choices + 1)],
         **{name: found[name] for name in ("norm", "standard_error")},
@@ -62,7 +64,21 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _all_paths(subject: Subject, ways: Ways, budget: Budget, most: int) -> dict[str, Any]:
+@contextmanager
+def _gates(subject: Subject, model: nn.Module, image: Tensor) -> Iterator[tuple[nn.Module, Ways]]:
+    """The network with gates on both ways of its units, or else of the skips that its census finds."""
+    if in_series(model):
+        with watched(model) as ways:
+            yield model, ways
+        return
+    try:
+        network = GatedSkips(model, image)
+    except RequestError as error:
+        raise NotApplicable(f"The paths of {subject.name} cannot be told apart. {error}") from error
+    yield network, network.ways
+
+
+def _all_paths(subject: Subject, model: nn.Module, ways: Ways, budget: Budget, most: int) -> dict[str, Any]:
     """Every path of each image, as many images as the budget allows."""
     choices = len(ways.gated)
     paths = torch.cat([every(choices, length) for length in range(choices + 1)], dim=1)
@@ -71,7 +87,7 @@ def _all_paths(subject: Subject, ways: Ways, budget: Budget, most: int) -> dict[
     means: list[Tensor] = []
     images, labels = subject.images(64)
     for place in range(len(images)):
-        once = Pass(subject.model, ways, images[[place] * size], labels[[place] * size])
+        once = Pass(model, ways, images[[place] * size], labels[[place] * size])
         parts = [norms(once, _padded(paths[:, start : start + size], size)).cpu() for start in range(0, paths.shape[1], size)]
         values = torch.cat(parts)[: paths.shape[1]].double()
         means.append(torch.zeros(choices + 1, dtype=torch.float64).index_add_(0, lengths, values) / lengths.bincount())
@@ -83,16 +99,16 @@ def _all_paths(subject: Subject, ways: Ways, budget: Budget, most: int) -> dict[
     return {**_moments(table), "used": {"images": len(means), "paths of each image": paths.shape[1]}}
 
 
-def _sampled(subject: Subject, ways: Ways, budget: Budget, most: int) -> dict[str, Any]:
+def _sampled(subject: Subject, model: nn.Module, ways: Ways, budget: Budget, most: int) -> dict[str, Any]:
     """For each length another path drawn for each image; rounds with other images until the budget says to stop."""
     choices = len(ways.gated)
     lengths = sorted({round(place * choices / (MOST_LENGTHS - 1)) for place in range(MOST_LENGTHS)})
     images, labels = subject.images(most * MOST_ROUNDS)
     size = min(most, len(images))
 
-    once = Pass(subject.model, ways, images[:size], labels[:size])
+    once = Pass(model, ways, images[:size], labels[:size])
     back = budget.timed(partial(norms, once, torch.zeros(choices, size)))
-    forth = budget.timed(lambda: Pass(subject.model, ways, images[:size], labels[:size]))
+    forth = budget.timed(lambda: Pass(model, ways, images[:size], labels[:size]))
     allowed = 0.75 * budget.seconds - budget.spent
     lengths = [lengths[place] for place in _spread(len(lengths), max(2, int(allowed / back)))]
     rounds = min(MOST_ROUNDS, 2 ** int(math.log2(max(1.0, allowed / (forth + len(lengths) * back)))))
@@ -100,7 +116,7 @@ def _sampled(subject: Subject, ways: Ways, budget: Budget, most: int) -> dict[st
     table = torch.full((rounds * size, choices + 1), math.nan, dtype=torch.float64)
     for number in range(rounds):
         rows = torch.arange(number * size, (number + 1) * size)
-        once = Pass(subject.model, ways, images[rows % len(images)], labels[rows % len(images)])
+        once = Pass(model, ways, images[rows % len(images)], labels[rows % len(images)])
         order = orders(choices, size, generator)
         for place, length in enumerate(lengths):
             table[rows, length] = norms(once, drawn(order, length)).cpu()
@@ -114,20 +130,20 @@ def _together(subject: Subject, budget: Budget) -> dict[str, Any]:
     images, labels = subject.images(8)
     with torch.random.fork_rng(devices=[]):
         model = copy.deepcopy(subject.model).double()
-    with watched(model) as ways:
+    images = images.double()
+    with _gates(subject, model, images[:1]) as (network, ways):
         if not ways.gated:
             return {}
-        images = images.double()
 
         def one_pass(count: int) -> Tensor:
-            return Pass(model, ways, images[:count], labels[:count], doubled=True).gradient()
+            return Pass(network, ways, images[:count], labels[:count], doubled=True).gradient()
 
         pace = budget.timed(lambda: one_pass(1)) * (len(ways.gated) // 2 + 2)
         count = min(len(images), int(0.9 * budget.left / pace))
         if not count:
             return {}
-        sums = sums_by_length(model, ways, images[:count], labels[:count])
-        full = Pass(model, ways, images[:count], labels[:count]).gradient().flatten(1)
+        sums = sums_by_length(network, ways, images[:count], labels[:count])
+        full = Pass(network, ways, images[:count], labels[:count]).gradient().flatten(1)
     size = sums.flatten(2).norm(dim=2)
     floor = 1e-13 * size.amax(0)
     return {
