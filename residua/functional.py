@@ -142,6 +142,8 @@ def fold_merges(graph: fx.Graph) -> None:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         match operation(node):
+            case "copy":
+                _replace(graph, node, partial(_copied, graph, node))
             case "stack":
                 _replace(graph, node, partial(_unstacked, graph, node))
             case "addcmul" | "addmm" | "baddbmm" | "addbmm" | "addmv" | "addr" if _varies(arguments(node)[0]):
@@ -191,6 +193,15 @@ def _unstacked(graph: fx.Graph, node: fx.Node) -> fx.Node:
         place = axis if axis >= 0 else len(shape) + 1 + axis
         parts.append(_call(graph, node, _aten.unsqueeze.default, part, axis, shape=[*shape[:place], 1, *shape[place:]]))
     return _call(graph, node, _aten.cat.default, parts, axis)
+
+
+def _copied(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """The second operand in the shape of the first: what copying over it leaves. `copy` has no derivative."""
+    into, source = arguments(node)[:2]
+    shapes = [value.meta.get("val") for value in (into, source)]
+    if not all(isinstance(value, Tensor) for value in shapes) or shapes[0].dtype != shapes[1].dtype:
+        return None
+    return _call(graph, node, _aten.expand.default, source, list(shapes[0].shape))
 
 
 def _axis(node: fx.Node) -> int:

@@ -6,11 +6,12 @@ The graph holds operations of torch.ops.aten without side effects, in evaluation
 
 from __future__ import annotations
 
+import io
 import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,8 +191,11 @@ def _restore_placeholders(graph: fx.Graph, inputs: tuple[Any, ...]) -> None:
         if not isinstance(value, Tensor):
             later = existing[position] if position < len(existing) else next(n for n in graph.nodes if n.op != "placeholder")
             with graph.inserting_before(later):
-                added = graph.placeholder(f"absent_{position}")
+                added = graph.placeholder(f"input_{position + 1}")
             existing.insert(position, added)
+        else:
+            existing[position]._rename(f"input_{position + 1}")
+            existing[position].target = existing[position].name
 
 
 def _named(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
@@ -236,7 +240,12 @@ def _quiet() -> Iterator[None]:
     # Data-dependent control flow makes torch.export print the whole graph before it refuses.
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        with (
+            warnings.catch_warnings(),
+            torch.random.fork_rng(devices=[]),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

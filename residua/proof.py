@@ -17,6 +17,7 @@ from torch.fx.node import map_aggregate, map_arg
 
 from residua.functional import sharing
 from residua.graph import Captured
+from residua.signals import is_floating
 
 __all__ = ["Ways", "prove", "put_factors"]
 
@@ -24,7 +25,7 @@ Ways = tuple[fx.Node, fx.Node, fx.Node]
 """A merge, and the nodes that are its bypass and its branch."""
 
 _ROUNDING = 1e-12  # relative to the norms of gradient and signal; float64 keeps 16 digits
-_ATTEMPTS = 3
+_ATTEMPTS = 5
 _WIDER = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
@@ -83,7 +84,7 @@ def _derivatives(captured: Captured, merges: Sequence[Ways], attempt: int) -> Te
     """Which ways have a derivative that is not zero: bool [merges, 2]."""
     found = torch.zeros(len(merges), 2, dtype=torch.bool)
     anchor = torch.ones((), dtype=torch.float64, requires_grad=True)
-    shifts = [row for row, (_, bypass, _) in enumerate(merges) if not _is_floating(bypass)]
+    shifts = [row for row, (_, bypass, _) in enumerate(merges) if not is_floating(bypass)]
 
     def weigh(value: Tensor, row: int, column: int) -> Tensor:
         return _Weigh.apply(value, anchor, found, row, column) if value.is_floating_point() or value.is_complex() else value
@@ -195,9 +196,11 @@ def _wide_attribute(module: torch.nn.Module, name: str, attempt: int) -> Any:
     if isinstance(value, torch.nn.Parameter) and wide.is_floating_point() and not bool(wide.any()):
         fan = math.prod(wide.shape[1:]) if wide.dim() > 1 else 100
         wide = torch.randn_like(wide) / math.sqrt(max(1, fan))
-    if attempt and isinstance(value, torch.nn.Parameter) and wide.dim() > 1 and wide.is_floating_point():
-        # Another draw of the signs moves what a ReLU had silenced; halves keep very deep sums finite.
-        wide = wide * torch.where(torch.rand_like(wide) < 0.5, -0.5, 0.5)
+    if attempt and isinstance(value, torch.nn.Parameter) and wide.is_floating_point():
+        # What a ReLU silences, or what grows beyond all numbers, does not with other weights: the claim is about the network.
+        if wide.dim() > 1:
+            return torch.randn_like(wide) * wide.norm() / math.sqrt(wide.numel()) / (1 + attempt % 2)
+        return wide + 0.2 * torch.rand_like(wide)
     return wide
 
 
@@ -207,11 +210,6 @@ def _wide_input(value: Any, attempt: int) -> Any:
     wide = value.detach().to(_WIDER.get(value.dtype, value.dtype))
     # A constant image leaves normalised signals at zero.
     return torch.randn_like(wide) if attempt or bool((wide == wide.flatten()[0]).all()) else wide
-
-
-def _is_floating(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()
 
 
 def _moves(captured: Captured, merges: Sequence[Ways], row: int, inputs: Any, outputs: list[Tensor], attempt: int) -> bool:
@@ -247,7 +245,7 @@ def put_factors(captured: Captured, merges: Sequence[Ways]) -> fx.GraphModule:
         weighed: dict[fx.Node, fx.Node] = {}
         with graph.inserting_before(copies[merge]):
             for column, way in enumerate(ways):
-                if _is_floating(way):
+                if is_floating(way):
                     line = graph.call_function(torch.ops.aten.select.int, (factors, 0, row))
                     factor = graph.call_function(torch.ops.aten.select.int, (line, 0, column))
                     weighed[copies[way]] = graph.call_function(torch.ops.aten.mul.Tensor, (copies[way], factor))

@@ -16,17 +16,18 @@ from torch import Tensor, fx
 from residua.functional import arguments, operation
 from residua.graph import Captured, module_path
 
-__all__ = ["Signal", "Spot", "common", "gate_base", "is_gate", "read"]
+__all__ = ["RECURRENT", "Signal", "Spot", "common", "gate_base", "is_floating", "is_gate", "read"]
 
 _CONVOLUTIONS = {
     "conv1d", "conv2d", "conv3d", "convolution", "_convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
     "deform_conv2d", "conv_tbc", "mkldnn_convolution", "cudnn_convolution",
 }  # fmt: skip
-_RECURRENT = {
+RECURRENT = {
+    "recurrent",
     "lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
     "mkldnn_rnn_layer", "_thnn_fused_lstm_cell",
 }  # fmt: skip
-_CONTRACTIONS = _CONVOLUTIONS | _RECURRENT | {
+_CONTRACTIONS = _CONVOLUTIONS | RECURRENT | {
     "linear", "mm", "addmm", "matmul", "bmm", "baddbmm", "mv", "addmv", "dot", "einsum", "bilinear", "_trilinear", "embedding",
     "embedding_bag", "_embedding_bag", "index", "index_select", "gather", "tensordot", "inner", "chain_matmul", "linear_dynamic",
 }  # fmt: skip
@@ -154,7 +155,7 @@ def _recurrent_call(node: fx.Node, apart: set[str]) -> str | None:
 
 def _taken_apart(captured: Captured) -> set[str]:
     """The recurrent modules that are not one operation of the graph."""
-    whole = {path for node in captured.module.graph.nodes if operation(node) in _RECURRENT for path in [module_path(node)]}
+    whole = {path for node in captured.module.graph.nodes if operation(node) in RECURRENT for path in [module_path(node)]}
     return set(captured.recurrent - whole)
 
 
@@ -167,7 +168,7 @@ def _weighs(node: fx.Node, name: str, of: dict[fx.Node, int], heavy: dict[fx.Nod
 
 def _sides(spot: Spot, of: dict[fx.Node, int]) -> frozenset[int]:
     node = spot.node
-    if len(spot.operands) != 2:
+    if len(spot.operands) < 2:
         return frozenset()
     if spot.name in _CONVOLUTIONS:
         kernel = arguments(node)[1]
@@ -175,7 +176,11 @@ def _sides(spot: Spot, of: dict[fx.Node, int]) -> frozenset[int]:
     if spot.name == "mul":
         gates = [of[a] for a in arguments(node)[:2] if isinstance(a, fx.Node) and is_gate(a)]
         return frozenset(gates) if len(gates) == 1 else frozenset()
-    return frozenset()
+    if "unpool" in spot.name:
+        return frozenset()
+    # Positions and conditions steer what is taken of the others.
+    steering = frozenset(of[n] for n in node.all_input_nodes if n in of and not is_floating(n))
+    return steering if len(steering) < len(spot.operands) else frozenset()
 
 
 def _place(spot: Spot, spots: list[Spot]) -> None:
@@ -199,6 +204,12 @@ def common(spots: list[Spot], numbers: tuple[int, ...]) -> int | None:
             else:
                 other = spots[other].dominator
     return found
+
+
+def is_floating(node: fx.Node) -> bool:
+    """Whether a node gives numbers with a fraction (real or complex); True where that is not known."""
+    value = node.meta.get("val")
+    return not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex()
 
 
 def is_gate(node: fx.Node) -> bool:

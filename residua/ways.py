@@ -1,143 +1,180 @@
-"""The two ways of every unit, watched in the forward pass and gated in the backward pass. Layer 1.
-
-At a merge two ways meet: the bypass (the shortcut h) and the branch (F). The derivative of everything behind the merge with
-respect to what lies before it is the sum of what comes back over the one and over the other (he2016 equation 5), and over n
-units it is the sum over 2^n paths (veit2016 section 3). A gate stands on each way: it hands the signal on unchanged and
-multiplies the gradient by a factor that can be set anew before each backward pass, so that one forward pass serves for many
-path-limited backward ones. The model itself is not edited: hooks stand in it for the time of a `with` block.
-
-With the merge `Gate` what comes back through the transform T belongs to the branch, since it passes weights.
-
-Shapes: signals [N, ...]; factors [number of units, 2] or [number of units, 2, N], bypass first.
-"""
+"""The ways that meet in a merge, read backwards: how far one is a bypass, and what stands on it. Layer 3."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import fx
 
-from residua.unit import Gate, Unit, walk
+from residua.functional import arguments
+from residua.signals import RECURRENT, Signal, Spot
 
-__all__ = ["BRANCH", "BYPASS", "Seen", "Ways", "in_series", "watched"]
+__all__ = ["MIXING", "Behind", "Way", "back", "dominates"]
 
-BYPASS, BRANCH = 0, 1
-
-
-def in_series(model: nn.Module) -> list[tuple[str, Unit]]:
-    """The (path, unit) of the outermost units, in order: what is nested in a unit belongs to that unit's branch."""
-    return [(found.path, found.unit) for found in walk(model) if not found.depth]
-
-
-@dataclass
-class Seen:
-    """The signals of one unit in the last forward pass: its input x, shortcut h (None in a plain unit), branch f, output y."""
-
-    x: Tensor | None = None
-    h: Tensor | None = None
-    f: Tensor | None = None
-    y: Tensor | None = None
-
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """Input and output, of a unit that has run."""
-        assert self.x is not None
-        assert self.y is not None
-        return self.x, self.y
+_LINEAR = {
+    "view", "_unsafe_view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "permute", "transpose", "t", "numpy_T",
+    "getitem", "select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "contiguous",
+    "clone", "alias", "to", "_to_copy", "flatten", "unflatten", "view_as", "type_as", "repeat", "repeat_interleave", "roll",
+    "flip", "pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "index", "index_select", "gather", "cat", "add", "sub",
+    "rsub", "movedim", "swapaxes", "unfold", "im2col", "col2im", "detach", "lift_fresh_copy", "permute_copy", "view_copy",
+    "rot90", "as_strided", "unsafe_split", "unsafe_chunk", "masked_fill", "float", "type", "narrow_copy",
+}  # fmt: skip
+_NORMS = {
+    "batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "_native_batch_norm_legit", "layer_norm",
+    "native_layer_norm", "group_norm", "native_group_norm", "instance_norm", "rms_norm", "_fused_rms_norm", "cudnn_batch_norm",
+}  # fmt: skip
+_POOLS = ("pool", "upsample", "interpolate", "grid_sampler")
+MIXING = {
+    "mm", "bmm", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention", "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention_for_cpu", "linear", "dot", "mv", "conv1d", "conv2d", "conv3d", "convolution",
+}  # fmt: skip
 
 
-@dataclass
-class Ways:
-    """The units that are watched, by path, what was `seen` of each, and the `factors` of the next backward pass.
+@dataclass(frozen=True)
+class Way:
+    """A bypass, read from the merge back to its source: what stands on it. `weights` are its weight layers, `inner` the merges of
+    the units it goes through."""
 
-    `factors` None lets everything pass; else [units, 2] or [units, 2, N], real, or complex where the first half of the
-    gradient's rows is its real and the second half its imaginary part. `gated` lists the units that have a shortcut, the only
-    ones with gates: in a plain unit there is no choice, and its row of the factors is not used.
-    """
+    source: int
+    weights: tuple[int, ...] = ()
+    nonlinear: bool = False
+    pooled: bool = False
+    scaled: bool = False
+    gated: bool = False
+    dropped: bool = False
+    inner: tuple[int, ...] = ()
 
-    units: list[tuple[str, Unit]]
-    seen: list[Seen]
-    factors: Tensor | None = None
-    gated: list[int] = field(default_factory=list)
-
-    def scale(self, gradient: Tensor, unit: int, way: int) -> Tensor:
-        """The gradient as it goes on beyond the gate of that unit and way."""
-        if self.factors is None:
-            return gradient
-        factor = self.factors[unit, way]
-        if factor.is_complex():
-            real, imaginary = gradient.chunk(2)
-            a, b = factor.real.to(gradient.dtype), factor.imag.to(gradient.dtype)
-            return torch.cat((a * real - b * imaginary, b * real + a * imaginary))
-        factor = factor.to(gradient)
-        return gradient * (factor.reshape(-1, *(1,) * (gradient.dim() - 1)) if factor.dim() else factor)
-
-    def only(self, branches: Tensor) -> Tensor:
-        """Factors that let the gradient through the branch of unit i of `gated` where `branches` [G, ...] is 1 and through its
-        bypass where it is 0."""
-        factors = branches.new_ones(len(self.units), 2, *branches.shape[1:])
-        factors[self.gated, BYPASS], factors[self.gated, BRANCH] = 1 - branches, branches
-        return factors
+    @property
+    def name(self) -> str:
+        """What it is called: the first that holds of projection, gated, dropped, pooled, scaled; else identity."""
+        names = {
+            "projection": bool(self.weights),
+            "gated": self.gated,
+            "dropped": self.dropped,
+            "pooled": self.pooled,
+            "scaled": self.scaled,
+        }
+        return next((name for name, holds in names.items() if holds), "identity")
 
 
-class _Gated(torch.autograd.Function):
-    """The identity, whose gradient is scaled by what `Ways.factors` says at the time of the backward pass."""
+class Behind:
+    """What a spot depends on, looked up from late to early, only as far back as is asked."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, ways: Ways, unit: int, way: int) -> Tensor:
-        ctx.gate = (ways, unit, way)
-        return x.view_as(x)
+    def __init__(self, spots: list[Spot], start: int) -> None:
+        self._spots, self.seen, self._heap = spots, {start}, [-start]
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        ways, unit, way = ctx.gate
-        return ways.scale(gradients[0], unit, way), None, None, None
+    def reaches(self, number: int) -> bool:
+        """Whether the spot depends on `number`, or is it; `number` may only fall from call to call."""
+        while self._heap and -self._heap[0] > number:
+            for operand in self._spots[-heapq.heappop(self._heap)].operands:
+                if operand not in self.seen:
+                    self.seen.add(operand)
+                    heapq.heappush(self._heap, -operand)
+        return number in self.seen
+
+    def lengths(self, source: int, passed: tuple[int, ...] = ()) -> dict[int, tuple[int, int]]:
+        """Of every spot between `source` and the start: the most weight layers on a way from `source`, without and with sides;
+        those of `passed` do not count."""
+        assert self.reaches(source)
+        found = {source: (0, 0)}
+        for number in sorted(n for n in self.seen if n > source):
+            spot = self._spots[number]
+            before = [(found[o], o in spot.side) for o in spot.operands if o in found]
+            if before:
+                own = spot.weighs and number not in passed
+                carried = max((length for (length, _), side in before if not side), default=0) + own
+                found[number] = (carried, max(full for (_, full), _ in before) + own)
+        return found
 
 
-@contextmanager
-def watched(model: nn.Module) -> Iterator[Ways]:
-    """Within the block each forward pass of `model` fills `Ways.seen`, and each backward pass obeys `Ways.factors`.
+def back(signal: Signal, units: Mapping[int, Way], start: int, behind: Behind) -> Iterator[Way]:
+    """Back from a merge along one of its ways, as long as it is a bypass: the way at every spot on which the other depends.
 
-    A unit that is used several times in one pass is gated every time, and seen as it was the last time.
-    """
-    units = in_series(model)
-    ways = Ways(
-        units, [Seen() for _ in units], gated=[place for place, (_, unit) in enumerate(units) if unit.shortcut is not None]
-    )
-    with ExitStack() as stack:
-        for place, (_, unit) in enumerate(units):
-            for handle in _hooks(ways, place, unit):
-                stack.callback(handle.remove)
-        yield ways
+    `units` are the ways of the bypasses of skips already found, by their merges."""
+    spots = signal.spots
+    way: Way | None = Way(start)
+    while way is not None:
+        if behind.reaches(way.source):
+            yield way
+        spot = spots[way.source]
+        step: Way | None
+        if way.source in units:
+            inner = units[way.source]
+            step = replace(
+                way,
+                source=inner.source,
+                weights=(*way.weights, *inner.weights),
+                nonlinear=way.nonlinear or inner.nonlinear,
+                pooled=way.pooled or inner.pooled,
+                scaled=way.scaled or inner.scaled,
+                gated=way.gated or inner.gated,
+                dropped=way.dropped or inner.dropped,
+                inner=(*way.inner, way.source),
+            )
+        elif not spot.operands or spot.name in RECURRENT:
+            step = None
+        elif len(spot.carried) == 1:
+            step = _through(signal, way, spot)
+        else:
+            step = _across(spots, way, spot)
+        # A weight layer before a nonlinearity makes the way one that carries weights itself.
+        way = None if step is not None and len(step.weights) > len(way.weights) and way.nonlinear else step
 
 
-def _hooks(ways: Ways, place: int, unit: Unit) -> Iterator[Any]:
-    seen = ways.seen[place]
-    before: list[Tensor] = []
+def _through(signal: Signal, way: Way, spot: Spot) -> Way:
+    """One step back over an operation that reads one signal (and perhaps a gate)."""
+    before = replace(way, source=spot.carried[0])
+    name, node = spot.name, spot.node
+    if spot.weighs:
+        return replace(before, weights=(*way.weights, spot.number))
+    if spot.side:
+        gates = max(signal.spots[side].full for side in spot.side) > signal.spots[spot.carried[0]].full
+        return replace(before, gated=True) if gates else replace(before, scaled=True, nonlinear=True)
+    if "dropout" in name:
+        return replace(before, dropped=True)
+    if name in ("mul", "div"):
+        others = [value for value in arguments(node)[:2] if not (isinstance(value, fx.Node) and value in signal.of)]
+        if any(isinstance(value, fx.Node) and signal.dropped.get(value, False) for value in others):
+            return replace(before, dropped=True)
+        return before if others == [1] and name == "mul" else replace(before, scaled=True)
+    if any(pool in name for pool in _POOLS) or name in (
+        "mean",
+        "sum",
+        "amax",
+        "avg",
+        "conv2d",
+        "conv1d",
+        "conv3d",
+        "convolution",
+    ):
+        return replace(before, pooled=True)
+    if name in _LINEAR:
+        return before
+    return replace(before, scaled=True, nonlinear=way.nonlinear or name not in _NORMS | {"neg", "mm", "matmul", "bmm", "linear"})
 
-    def entered(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        seen.x = inputs[0]
 
-    def merged(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        h, f = inputs
-        seen.h, seen.f = h, f
-        if h is None:
-            return inputs
-        before[:] = [h]
-        bypass = _Gated.apply(h, ways, place, BYPASS) if h.is_floating_point() else h
-        return bypass, _Gated.apply(f, ways, place, BRANCH)
+def _across(spots: list[Spot], way: Way, spot: Spot) -> Way | None:
+    """One step back over ways that part and meet again without weights, as in a normalisation written out."""
+    top = spot.dominator
+    if top is None or spots[top].full != spot.full:
+        return None
+    pending, seen = [spot.number], {top}
+    while pending:
+        number = pending.pop()
+        if number not in seen:
+            seen.add(number)
+            if spots[number].name in MIXING:
+                return None
+            pending.extend(spots[number].operands)
+    return replace(way, source=top, scaled=True)
 
-    def transformed(_: nn.Module, __: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (_Gated.apply(before[0], ways, place, BRANCH),)
 
-    def left(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
-        seen.y = output
-
-    yield unit.register_forward_pre_hook(entered)
-    yield unit.merge.register_forward_pre_hook(merged)
-    if isinstance(unit.merge, Gate):
-        yield unit.merge.transform.register_forward_pre_hook(transformed)
-    yield unit.register_forward_hook(left)
+def dominates(spots: list[Spot], above: int, number: int) -> bool:
+    """Whether every way from an input to `number` crosses `above`."""
+    place: int | None = number
+    while place is not None and spots[place].depth > spots[above].depth:
+        place = spots[place].dominator
+    return place == above
