@@ -143,10 +143,10 @@ def picture(drawn: Scheme) -> Picture:
 
 
 def _bands_of(nodes: Sequence[Node], plan: Layout) -> list[tuple[str, int, int]]:
-    """Runs of rows on whose main nodes the maps have one size."""
+    """Runs of rows on whose main nodes the maps have one size: size, first and last row."""
     bands: list[tuple[str, int, int]] = []
-    for number in plan.main:
-        size, row = size_of(nodes[number].shape), plan.rows[number]
+    for number, size in zip(plan.main, _sizes([nodes[number] for number in plan.main])):
+        row = plan.rows[number]
         if bands and (bands[-1][0] == size or not size):
             bands[-1] = (bands[-1][0], bands[-1][1], row)
         else:
@@ -157,11 +157,18 @@ def _bands_of(nodes: Sequence[Node], plan: Layout) -> list[tuple[str, int, int]]
     return bands
 
 
-def size_of(shape: Sequence[int]) -> str:
-    """The size of a map [C, ...] without its channels, "tokens" for a sequence [L, D], "1" for a vector."""
-    if len(shape) < 2:
-        return "1" if shape else ""
-    return "tokens" if len(shape) == 2 else "×".join(map(str, shape[1:]))
+def _sizes(way: Sequence[Node]) -> list[str]:
+    """The size of the maps on a way: [C, ...] without its channels, which a linear layer has last; "1" for the vectors at the
+    end, "" for sequences [L, D], which keep the size of the maps that they were."""
+    end = max((place for place, node in enumerate(way) if len(node.shape) != 1), default=-1)
+    found, last = [], False
+    for place, node in enumerate(way):
+        last = node.detail.startswith("fc, ") if node.kind == "layer" else last
+        if len(node.shape) > 2:
+            found.append("×".join(map(str, node.shape[:-1] if last else node.shape[1:])))
+        else:
+            found.append("1" if place > end and len(node.shape) == 1 else "")
+    return found
 
 
 def _columns(found: Picture) -> None:

@@ -113,7 +113,7 @@ def _way(skip: DrawnSkip, nodes: Sequence[Node], inputs: Sequence[int], merge: S
     start = nodes[inputs[0]]
     changes = start.kind not in ("layer", "other") or skip.way == "identity"
     alike = len(start.shape) == len(merge.shape) != 2  # of sequences the order of the axes is not known
-    changes = changes and start.kind != "other" and alike and start.shape != merge.shape
+    changes = changes and start.kind != "other" and alike and sorted(start.shape) != sorted(merge.shape)
     return "projection" if skip.kind == "add" and changes else skip.way
 
 

@@ -299,3 +299,17 @@ def _reachable(inputs: list[tuple[int, ...]], number: int, without: int) -> bool
 def test_texts_are_never_wider_than_measured() -> None:
     characters = "".join(chr(code) for code in range(32, 127)) + "×…∂ΣΔ−–éü√→½"
     assert not [c for c in characters if real_width(c, 100) > text_width(c, 100) + 1e-9]
+
+
+def test_maps_with_channels_last_have_the_same_size_as_before_and_their_skip_changes_no_dimensions() -> None:
+    net = Sketch()
+    x = net.layer(net.source(3, 224, 224), "4×4 conv, 96, /4", 96, 56, 56)
+    f = net.layer(net.layer(x, "fc, 288", 49, 288), "fc, 96", 3136)
+    net.layer(f, "fc, 96", 56, 56, 96)
+    x = net.merge(x, len(net.steps) - 1)
+    x = net.merge(x, net.layer(net.layer(x, "fc, 384", 56, 56, 384), "fc, 96", 56, 56, 96))
+    net.layer(x, "fc, 1000", 1000)
+    svg = network_svg(net.flow(), net.skips)
+    check(svg, 2)
+    assert [len(texts(svg)[size]) for size in ("224×224", "56×56", "1")] == [1, 1, 1]
+    assert [dash for _, dash in dashes(svg)] == ["", ""]
