@@ -76,9 +76,9 @@ def test_when_off_is_the_fall_of_the_margin_with_the_unit_off(residual: tuple[Su
             assert found == pytest.approx(float((fall[:, 0] - fall[:, 1]).mean()), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "densenet_40_12"])
-def test_the_readout_is_the_network_with_all_later_units_off(name: str) -> None:
-    of = subject(name)
+@pytest.mark.parametrize(("name", "options"), [("resnet20", {}), ("cifar_densenet", {"depth": 13})])
+def test_the_readout_is_the_network_with_all_later_units_off(name: str, options: dict[str, int]) -> None:
+    of = subject(name, **options)
     result = contribution.measure(of, Budget(60))
     units = [item.unit for item in walk(of.model)]
     assert len(result["readout_error"]) == len(units) + 1

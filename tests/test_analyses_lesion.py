@@ -59,7 +59,7 @@ def error(model: nn.Module, of: Subject) -> float:
 def single_precision() -> Iterator[None]:
     """So that equal counts can be asked for."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("residua.analyses.lesion.GAIN", 0.0)
+        patch.setattr("residua.analyses.lesion.precision_here", lambda *_: "fp32")
         yield
 
 
@@ -81,7 +81,7 @@ def test_the_error_with_one_unit_off_is_that_of_the_whole_network_with_that_unit
     of, result = residual
     assert result["kind"] == "units"
     assert result["used"] == {"images": 60, "draws": 20, "precision": "fp32"}
-    assert result["baseline"] == pytest.approx(100 * 20 / 60)
+    assert result["baseline"] == result["baseline_in_fp32"] == pytest.approx(100 * 20 / 60)
     located = list(walk(of.model))
     assert [row["path"] for row in result["single"]] == [item.path for item in located]
     assert [row["path"] for row in result["single"] if row["transition"]] == ["stages.1.0", "stages.2.0"]

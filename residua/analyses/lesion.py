@@ -16,6 +16,7 @@ from torch import Tensor
 from residua import keyed
 from residua.analyses._lesion_figures import draw, read
 from residua.analysis import Analysis, Budget, Subject, affordable
+from residua.infer import precision_here
 from residua.lesions import Damage, Patient, pairs_drawn, patient
 from residua.scoring import autocast_for
 from residua.statistics import wilson_interval
@@ -26,13 +27,14 @@ MOST_IMAGES = 10_000
 ENOUGH_IMAGES = 1_000
 DRAWS = (20, 10, 5)
 COUNTS = 8
-GAIN = 0.8  # bf16 is used where it takes at most this share of the time
 
 
 def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
     found = patient(subject)
     images, _ = next(subject.batches())
-    precision, seconds = _precision(found, images, budget)
+    precision = precision_here("bf16", subject.device)  # the errors are counts: rounding moves one in some hundred images
+    with torch.inference_mode(), autocast_for(precision, subject.device):
+        seconds = budget.timed(lambda: found.signals(images)[-1].sum().item())
     single = [found.without([target]) for target in found.targets]
     draws, random, orders = _planned(found, budget, single, seconds / len(images))
     many = [damage for _, damages in random for damage in damages]
@@ -40,7 +42,7 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
     damages = [Damage(), *single, *many, *swaps]
     each = sum(_cost(found, damage) for damage in damages) * seconds / len(images)
     wanted = affordable(0.9 * budget.left, each, min(MOST_IMAGES, subject.num_images))
-    seen, wrong, counts = _count(found, damages, wanted, precision, budget)
+    seen, wrong, counts, exact = _count(found, damages, wanted, precision, budget)
     errors = [100 * number / seen for number in wrong]
     singles, rest = errors[1 : 1 + len(single)], errors[1 + len(single) :]
     low, high = wilson_interval(wrong[0], seen)
@@ -48,6 +50,7 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
     return {
         "kind": "layers" if found.plain else "units" if subject.rewired is None else "skips",
         "baseline": errors[0],
+        "baseline_in_fp32": 100 * exact / seen,
         "baseline_interval": [100 * low, 100 * high],
         "chance": 100 * (1 - max(counts) / seen),
         "single": [
@@ -63,17 +66,6 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
         "without_swaps": None if orders else "no two steps of one shape stand in a chain",
         "used": {"images": seen, "draws": draws, "precision": precision},
     }  # fmt: skip
-
-
-def _precision(found: Patient, images: Tensor, budget: Budget) -> tuple[str, float]:
-    """The precision that is used, and the seconds of one undamaged pass in it over `images`."""
-
-    def run(precision: str) -> float:
-        with torch.inference_mode(), autocast_for(precision, images.device):
-            return budget.timed(lambda: found.signals(images)[-1].sum().item())
-
-    full, half = run("fp32"), run("bf16")
-    return ("bf16", half) if half < GAIN * full else ("fp32", full)
 
 
 def _planned(
@@ -116,12 +108,15 @@ def _cost(found: Patient, damage: Damage) -> float:
 
 def _count(
     found: Patient, damages: Sequence[Damage], wanted: int, precision: str, budget: Budget
-) -> tuple[int, list[int], list[int]]:
-    """Images seen, how many of them each damaged network gets wrong, and how many each class has."""
-    seen, wrong = 0, [0] * len(damages)
+) -> tuple[int, list[int], list[int], int]:
+    """Images seen, how many of them each damaged network gets wrong, how many each class has, and how many the undamaged network
+    gets wrong in float32."""
+    seen, exact, wrong = 0, 0, [0] * len(damages)
     counts = [0] * len(found.subject.classes)
     for images, labels in found.subject.batches():
         images, labels = images[: wanted - seen], labels[: wanted - seen]
+        with torch.inference_mode():
+            exact += int((found.subject.model(images).argmax(1) != labels).sum())
         with torch.inference_mode(), autocast_for(precision, images.device):
             signals = found.signals(images)
             for number, damage in enumerate(damages):
@@ -132,7 +127,7 @@ def _count(
         seen += len(labels)
         if seen >= wanted:
             break
-    return seen, wrong, counts
+    return seen, wrong, counts, exact
 
 
 def _zeroed(found: Patient, images: Tensor, precision: str) -> list[float | None]:
