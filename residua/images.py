@@ -38,11 +38,11 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401 (it registers torch.ops.image)
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from residua import jpeg
 from residua.errors import UnreadableImage
 from residua.pixels import eight_bit, to_channels, turned
 
@@ -125,6 +125,8 @@ def decode(source: Source, channels: int, view: View | None = None) -> Tensor:
     """
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (RGB), not {channels!r}.")
+    if (plain := _plain(source, channels, view)) is not None:
+        return plain
     with _opened(source) as image:
         orientation = _orientation(image)  # before the pixels: loading a TIFF turns it and loading a PNG reads on past them
         width, height = image.size if orientation < 5 else image.size[::-1]
@@ -147,18 +149,40 @@ def _reduction(height: int, width: int, least: tuple[int, int]) -> int:
     return next((r for r in (8, 4, 2) if -(-height // r) >= least[0] and -(-width // r) >= least[1]), 1)
 
 
+def _plain(source: Source, channels: int, view: View | None) -> Tensor | None:
+    """What `decode` gives for a JPEG that is to be decoded at full scale and then is as it should be; None for all else."""
+    if isinstance(source, (str, Path)):
+        try:
+            if not stat.S_ISREG(os.stat(source).st_mode):  # noqa: PTH116 (this is called for every image, and Path is slow)
+                return None
+            with open(source, "rb", buffering=0) as file:  # noqa: PTH123
+                data = bytearray(file.read())
+        except OSError:  # is met again, and reported, when Pillow opens the file
+            return None
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytearray(source)
+    else:
+        return None
+    frame = jpeg.plain_frame(data)
+    if frame is None or frame.components != channels or frame.height * frame.width > MAX_PIXELS:
+        return None
+    if view is not None and _reduction(frame.height, frame.width, view.least(frame.height, frame.width)) > 1:
+        return None
+    pixels_hwc = jpeg.decoded(data)
+    if pixels_hwc is None or tuple(pixels_hwc.shape) != tuple(frame):
+        return None
+    pixels = pixels_hwc.permute(2, 0, 1)
+    return pixels if view is None else view.show(pixels, frame.height, frame.width)
+
+
 def _by_torchvision(image: ImageFile.ImageFile, channels: int) -> NDArray[np.uint8] | None:
     """The pixels [H, W, C] of an opened JPEG at full scale, or None where Pillow is to decode it."""
     if image.format != "JPEG" or image.mode != ("L" if channels == 1 else "RGB") or image.fp is None:
         return None
     image.fp.seek(0)
-    try:
-        encoded = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
-        pixels: Tensor = torch.ops.image.decode_jpeg(encoded, 0, False)  # [C, H, W], as stored, not turned
-        return pixels.permute(1, 2, 0).numpy()
-    except (AttributeError, RuntimeError):
-        image.fp.seek(0)
-        return None
+    pixels_hwc = jpeg.decoded(bytearray(image.fp.read()))
+    image.fp.seek(0)
+    return pixels_hwc.numpy() if pixels_hwc is not None else None
 
 
 @contextmanager

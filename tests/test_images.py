@@ -19,7 +19,7 @@ import torch
 from image_folders import chunk, png_that_claims
 from PIL import Image
 
-from residua import images
+from residua import jpeg
 from residua.errors import UnreadableImage
 from residua.images import MAX_PIXELS, decode, is_image_name, printable, read_header, to_channels
 from residua.views import CentralView
@@ -373,7 +373,7 @@ def test_every_jpeg_has_pillows_pixels(channels: int, subsampling: int, progress
 def test_without_torchvisions_decoder_the_pixels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.fromarray(SMOOTH), "JPEG")
     expected = decode(data, 3)
-    monkeypatch.setattr(images, "_by_torchvision", lambda *_: None)
+    monkeypatch.setattr(jpeg, "decoded", lambda _: None)
     assert torch.equal(decode(data, 3), expected)
 
 
