@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from residua import plan, plan_memory
 from residua.batches import Order, Share, train_batches
@@ -22,7 +22,9 @@ from residua.recipe import Recipe, replaced
 from residua.resolve import class_weights, make_order, side_of
 from residua.step import NonFiniteLoss, Step
 
-__all__ = ["check_memory", "chosen_plan", "explained", "needs", "total_steps", "trial_factory"]
+__all__ = ["check_memory", "chosen_plan", "explained", "needs", "spare_memory", "total_steps", "trial_factory"]
+
+SPARE = 0.8  # of the memory that is free: tensors are counted, and what lies between and beside them is not
 
 
 def trial_factory(
@@ -82,7 +84,7 @@ def chosen_plan(
     num_classes: int = 0,
 ) -> tuple[Plan, list[Trial], str]:
     """The recipe's plan, or the fastest of those that are measured now or were before, with all trials and a note."""
-    sparing = network.recompute_every > 0
+    sparing = plan.spares(network)
     if recipe.plan != "auto":
         chosen = plan.named(recipe.plan)
         plan.apply(chosen, threads, device, sparing=sparing)
@@ -119,14 +121,51 @@ def needs(network: Network, recipe: Recipe, chosen: Plan, share: Share, device: 
     optimiser, average, and what the backward pass keeps."""
     side, channels = side_of(recipe), recipe.model.options["in_channels"]
     sample = torch.zeros(2, channels, side, side, device=device)
-    kept = plan.activation_bytes(copy.deepcopy(network).to(device), sample, chosen)
+    twin = copy.deepcopy(network).to(device)
+    kept = plan.activation_bytes(twin, sample, chosen)
+    if network.recompute_every:  # what lies between two kept inputs comes back for a while: the largest such part
+        twin.recompute_every = 0
+        kept += (plan.activation_bytes(twin, sample, chosen) - kept) * network.recompute_every // max(1, longest_stage(network))
     images = min(recipe.micro_batch or recipe.batch_size, -(-recipe.batch_size // share.world))
     copies = 2 + (2 if recipe.optim.name in ("adamw", "rmsprop") else 1) + bool(recipe.average.decay)
     return {"seconds": round(seconds, 1), "memory_mib": round((4 * copies * num_parameters(network) + images * kept) / 2**20)}
 
 
+def longest_stage(network: Network) -> int:
+    """Units in the stage that has the most."""
+    return max((len(stage) for stage in network.stages if isinstance(stage, nn.Sequential)), default=0)
+
+
+def spare_memory(network: Network, recipe: Recipe, share: Share, device: torch.device) -> str | None:
+    """Has the network compute activations anew in the backward pass where keeping them would not fit into the memory at hand:
+    in as few stages as will do, from the first, whose maps are the largest and cost no more to compute. Returns what was done
+    in a sentence, or None if nothing was needed or the recipe has decided.
+    """
+    if network.recompute_every or longest_stage(network) < 2 or recipe.plan == "exact":
+        return None
+    chosen = plan.named(recipe.plan) if recipe.plan != "auto" else plan.PLANS["fp32"]  # with which all others are compared
+    free = free_memory(device)
+    wanted = needs(network, recipe, chosen, share, device, 0.0)["memory_mib"] * 2**20
+    if wanted <= SPARE * free:
+        return None
+    network.recompute_every = max(1, round(math.sqrt(longest_stage(network))))
+    for stages in range(1, len(network.stages) + 1):
+        network.recompute_stages = stages
+        if needs(network, recipe, chosen, share, device, 0.0)["memory_mib"] * 2**20 <= SPARE * free:
+            break
+    return (
+        f"Keeping all activations would take {wanted // 2**20:,} MiB and {free // 2**20:,} MiB are free, so those of the first "
+        f"{network.recompute_stages} stages are computed again in the backward pass, {network.recompute_every} units at a time."
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
 def check_memory(forecast: Mapping[str, float], recipe: Recipe, device: torch.device) -> None:
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = free_memory(device)
     if forecast["memory_mib"] * 2**20 > free:
         raise RequestError(
             f"This run would need about {forecast['memory_mib']:,} MiB of memory and {free // 2**20:,} MiB are free. "

@@ -64,7 +64,8 @@ class Network(nn.Module):
     """stem -> stages -> head.
 
     `feature_channels` and `feature_reductions` describe the map that each stage gives. With `recompute_every = k > 0`
-    only the inputs of every k units are kept in training, and what lies between is computed again in the backward pass.
+    only the inputs of every k units are kept in training, and what lies between is computed again in the backward pass;
+    with `recompute_stages = s` only in the first s stages, whose maps are the largest (None: in all).
     With `auxiliaries` a forward pass in training gives (logits, logits of the first auxiliary head, ...); else it gives the
     logits. `removed_units` are the paths of units that `residua.removal.remove` took out.
     """
@@ -89,6 +90,7 @@ class Network(nn.Module):
         self.feature_channels = tuple(feature_channels)
         self.feature_reductions = tuple(feature_reductions)
         self.recompute_every = 0
+        self.recompute_stages: int | None = None
         self.removed_units: tuple[str, ...] = ()
 
     def features(self, x: Tensor) -> list[Tensor]:
@@ -111,15 +113,16 @@ class Network(nn.Module):
             start = 0
             for unit in sorted(unit for place, unit in taps if place == index):
                 assert isinstance(stage, nn.Sequential)
-                x = self._run(stage[start : unit + 1], x)
+                x = self._run(stage[start : unit + 1], x, index)
                 tapped.append(x)
                 start = unit + 1
-            x = self._run(stage[start:] if start and isinstance(stage, nn.Sequential) else stage, x)
+            x = self._run(stage[start:] if start and isinstance(stage, nn.Sequential) else stage, x, index)
             maps.append(x)
         return maps
 
-    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not (self.recompute_every and self.training and torch.is_grad_enabled() and isinstance(stage, nn.Sequential)):
+    def _run(self, stage: nn.Module, x: Tensor, index: int) -> Tensor:
+        chosen = self.recompute_every and (self.recompute_stages is None or index < self.recompute_stages)
+        if not (chosen and self.training and torch.is_grad_enabled() and isinstance(stage, nn.Sequential)):
             return stage(x)
         units = list(stage)
         for start in range(0, len(units), self.recompute_every):

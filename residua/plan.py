@@ -115,6 +115,11 @@ def set_allocator(sparing: bool) -> None:
         mallopt(m_trim_threshold, 2**18 if sparing else 2**31 - 1)
 
 
+def spares(network: Network) -> bool:
+    """Whether memory comes before speed: the network recomputes its activations in all stages."""
+    return network.recompute_every > 0 and network.recompute_stages is None
+
+
 def compile_obstacle(network: Network, device: torch.device) -> str | None:
     """Why compiling is not tried, in a sentence; None if it can be."""
     if len(list(walk(network))) > 120:

@@ -145,6 +145,8 @@ def begin(
         listener.note(text)
     stats = normalization(dataset.splits["train"], recipe, dataset.facts.channels)
     order = make_order(dataset, recipe)
+    if (spared := forecast.spare_memory(network, recipe, share, device)) is not None:
+        listener.note(spared)
     trial = forecast.trial_factory(network, recipe, dataset, stats, device, workers, share)
     chosen, trials, note = forecast.chosen_plan(
         recipe, network, trial, order, device, threads, world=share.world, num_classes=len(dataset.classes)
@@ -177,6 +179,7 @@ def begin(
         "plan": {**asdict(chosen), **forecast.explained(chosen, trials, note)},
         "threads": 1 if chosen.exact else threads,
         "micro_batch": recipe.micro_batch,
+        "recompute": [network.recompute_every, network.recompute_stages],
         "processes": share.world,
         "parameters": num_parameters(network),
         "multiply_adds": multiply_adds(network, (dataset.facts.channels, side_of(recipe), side_of(recipe))),
@@ -203,6 +206,7 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
         raise RequestError(f"The run {out} was begun with {run.manifest['processes']} processes, not {share.world}.")
     stored = plan.named(run.manifest["plan"]["name"])
     network = fresh_network(run.recipe)
+    network.recompute_every, network.recompute_stages = run.manifest.get("recompute", [network.recompute_every, None])
     if not checkpoints.available(run.checkpoints):  # else the weights come from there, and the file may be gone
         loaded = start_from(network, run.recipe)
         if loaded is not None and loaded.sha256 != run.manifest["weights"]["sha256"]:

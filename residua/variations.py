@@ -35,6 +35,7 @@ def vary(
     start: str | None = None,
     stochastic_depth: float = 0.0,
     recompute_every: int = 0,
+    recompute_stages: int | None = None,
     removed_units: Sequence[str] = (),
 ) -> None:
     """Changes `network` in place.
@@ -54,7 +55,8 @@ def vary(
 
     `recompute_every` = k > 0 keeps only the inputs of every k units in training and computes the rest again in the backward
     pass: the same gradients in less memory, for about a third more time (Chen et al. 2016, "Training Deep Nets with Sublinear
-    Memory Cost": least memory at about the square root of the number of units).
+    Memory Cost": least memory at about the square root of the number of units). With `recompute_stages` = s only the first s
+    stages do so, whose maps are the largest and cost no more to compute than later ones.
 
     `removed_units` are the paths of units that are taken out for good, before all else (`residua.removal.remove`): those whose
     input can stand in for their output. What is left keeps its names.
@@ -62,7 +64,9 @@ def vary(
     remove(network, removed_units)
     if not isinstance(recompute_every, int) or recompute_every < 0:
         raise RequestError(f"recompute_every is a number of units, 0 for none, not {recompute_every!r}.")
-    network.recompute_every = recompute_every
+    if recompute_stages is not None and not (type(recompute_stages) is int and 1 <= recompute_stages <= len(network.stages)):
+        raise RequestError(f"recompute_stages is a number of stages, 1 to {len(network.stages)}, not {recompute_stages!r}.")
+    network.recompute_every, network.recompute_stages = recompute_every, recompute_stages
     if initializer is not None:
         _initialize(network, initializer)
     if start is not None:

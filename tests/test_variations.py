@@ -388,7 +388,12 @@ def test_recomputation_is_asked_for_by_name_and_leaves_gradients_as_they_are() -
 
     for found, expected in zip(gradients(recompute_every=2), gradients(), strict=True):
         torch.testing.assert_close(found, expected)
+    for found, expected in zip(gradients(recompute_every=2, recompute_stages=1), gradients(), strict=True):
+        torch.testing.assert_close(found, expected)
     assert create_model("resnet20", recompute_every=3).recompute_every == 3
+    for stages in (0, 4, True, "1"):
+        with pytest.raises(RequestError, match="recompute_stages"):
+            create_model("resnet20", recompute_every=3, recompute_stages=stages)
     for wrong in (-1, 1.5):
         with pytest.raises(RequestError, match="recompute_every"):
             create_model("resnet20", recompute_every=wrong)
