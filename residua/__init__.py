@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from residua.errors import RunError as RunError
     from residua.evaluation import evaluate as evaluate
     from residua.graph import capture as capture
+    from residua.inspection import inspect as inspect
     from residua.models import create_model as create_model
     from residua.models import list_models as list_models
     from residua.network import Network as Network
@@ -50,6 +51,7 @@ _HOMES = {
     "create_model": "models",
     "evaluate": "evaluation",
     "get_recipe": "recipes",
+    "inspect": "inspection",
     "list_models": "models",
     "load": "runs",
     "open_run": "runs",

@@ -114,26 +114,39 @@ def models(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="A name that `residua models` lists.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A name that `residua models` lists, torchvision:NAME, timm:NAME, transformers:CONFIG_CLASS, "
+            "or FILE.py:FACTORY, which runs that file."
+        ),
+    ],
     image_size: Annotated[
-        int | None, typer.Option("--image-size", min=1, help="Side of the input (default: the paper's).")
+        int | None, typer.Option("--image-size", min=1, help="Side of the input (default: the network's usual one).")
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the model.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Also write a drawing of the network.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show a network's units and layers, parameters and multiply-adds."""
+    """Take a network apart: its skips, its paths, which sort of connections it has, and what it costs."""
 
     def work() -> None:
-        from residua import tables
-        from residua.inspection import inspect_model
+        from residua import network_page
+        from residua.inspection import inspect as take_apart
         from residua.recipe import parse_overrides
 
-        card = inspect_model(model, parse_overrides(settings or []), image_size)
+        if svg is not None and not svg.absolute().parent.is_dir():
+            raise RequestError(f"The drawing cannot be written to {svg}: there is no folder {svg.absolute().parent}.")
+        result = take_apart(model, image_size=image_size, **parse_overrides(settings or []))
+        if svg is not None:
+            svg.write_text(result.svg(), encoding="utf-8")
+            say(f"The drawing is in {svg}.")
+        card = result.to_dict()
         if as_json:
             emit(card)
             return
-        print(tables.network(card))
+        print(network_page.network(card))
 
     guarded(work, debug)
 

@@ -260,6 +260,10 @@ def _padded(_node: fx.Node, field: Field, shape: tuple[int, ...], given: dict[st
     return field
 
 
+def _embedded(_node: fx.Node, field: Field, _shape: tuple[int, ...], _given: dict[str, Any]) -> Field:
+    return replace(field, axes=(*field.axes, None))
+
+
 def _unsqueezed(_node: fx.Node, field: Field, shape: tuple[int, ...], given: dict[str, Any]) -> Field:
     place = given["dim"] % (len(shape) + 1)
     return replace(field, axes=(*field.axes[:place], None, *field.axes[place:]))
@@ -287,7 +291,7 @@ _RULES: dict[str, Rule] = {
     "linear": _last, "layer_norm": _normalized, "rms_norm": _normalized, "group_norm": _everywhere, "instance_norm": _everywhere,
     **dict.fromkeys(["mean", "sum", "amax", "amin", "linalg_vector_norm"], _reduced), "softmax": _softmax, "_softmax": _softmax,
     **dict.fromkeys(["chunk", "split", "split_with_sizes"], _split), "select": _selected, "squeeze": _selected,
-    "permute": _permuted, "transpose": _permuted, "slice": _sliced, "unsqueeze": _unsqueezed,
+    "permute": _permuted, "transpose": _permuted, "slice": _sliced, "unsqueeze": _unsqueezed, "embedding": _embedded,
     **dict.fromkeys(["view", "reshape", "_unsafe_view", "flatten"], _viewed),
     **dict.fromkeys(["pad", "constant_pad_nd"], _padded),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from residua.prediction import Prediction
 from residua.published import PAPERS, Published
 
-__all__ = ["analyses", "classes", "data", "headline", "machine", "network", "networks", "predictions", "shortening"]
+__all__ = ["analyses", "classes", "data", "headline", "machine", "networks", "predictions", "shortening"]
 
 
 def networks(rows: Iterable[tuple[str, Published]]) -> str:
@@ -25,22 +25,6 @@ def networks(rows: Iterable[tuple[str, Published]]) -> str:
             numbers = f"{entry.depth:>6}{entry.parameters:>14,}{entry.multiply_adds:>18,}"
             lines.append(f"{name:<{width}}{numbers}  {size:<12}{entry.table}")
     return "\n".join(lines)
-
-
-def network(card: Mapping[str, Any]) -> str:
-    """One network: its layers, its units, what it costs."""
-    width = max(len(row["path"]) for row in card["layers"])
-    lines = [f"{'layer':<{width}}  {'kind':<14}{'output':<16}{'parameters':>12}{'multiply-adds':>16}"]
-    for row in card["layers"]:
-        shape = "x".join(map(str, row["output_shape"]))
-        lines.append(f"{row['path']:<{width}}  {row['kind']:<14}{shape:<16}{row['parameters']:>12,}{row['multiply_adds']:>16,}")
-    lines += ["", f"{'unit':<{width}}  {'shortcut':<14}{'merge':<16}{'removable':>12}"]
-    for unit in card["units"]:
-        removable = "yes" if unit["removable"] else "no"
-        lines.append(f"{unit['path']:<{width}}  {unit['shortcut'] or 'none':<14}{unit['merge']:<16}{removable:>12}")
-    shape = "x".join(map(str, card["input_shape"]))
-    cost = f"{card['parameters']:,} parameters, {card['multiply_adds']:,} multiply-adds for one {shape} image"
-    return "\n".join([*lines, "", f"{card['name']}: {len(card['units'])} units, {cost}"])
 
 
 def headline(values: Mapping[str, Any]) -> str:

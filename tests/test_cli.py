@@ -160,12 +160,13 @@ def test_evaluate_predict_report_and_doctor_write_what_is_documented(trained: tu
 
 OPTIONS = {
     "models": "pattern --json --debug",
-    "inspect": "model --image-size --set --json --debug",
+    "inspect": "model --image-size --set --svg --json --debug",
     "train": "data --model --recipe --epochs --minutes --batch-size --seed --device --workers --weights --plan --exact --out "
     "--data-dir --set --json --debug",
     "evaluate": "runs --data --split --protocol --scales --batch-size --device --workers --data-dir --json --debug",
     "predict": "run files --top --csv --device --workers --json --debug",
     "shorten": "run --keep --epochs --out --device --workers --data-dir --set --json --debug",
+    "analyze": "runs --only --minutes --data --split --out --device --data-dir --json --debug",
     "report": "run --json --debug",
     "doctor": "data --data-dir --json --debug",
 }
@@ -221,7 +222,10 @@ def test_results_go_to_stdout_and_all_else_to_stderr(folder: Path, tmp_path: Pat
 def test_tables_are_written_for_people(trained: tuple[Path, dict[str, Any]], images: Path) -> None:
     run = trained[0]
     assert re.search(r"^resnet20 +20 +269,722 ", residua("models", "resnet2*").stdout, re.MULTILINE)
-    assert "units, 269,722 parameters" in residua("inspect", "resnet20").stdout
+    page = residua("inspect", "resnet20").stdout
+    assert page.startswith("resnet20 has residual connections.")
+    assert "512 = 2^9 paths of 2 to 20 weight layers" in page
+    assert "9 units, 269,722 parameters" in page
     assert "リンゴ" in residua("evaluate", run).stdout
     assert "Äpfel" in residua("doctor", images).stdout
     assert "Matrix products" in residua("doctor").stdout
@@ -293,6 +297,7 @@ def png(width: int, height: int) -> bytes:
         (["train", "--weights", "nowhere"], ["nowhere"]),
         (["evaluate", "nowhere"], ["There is no run directory nowhere"]),
         (["predict", "nowhere", "nothing.png"], ["nothing.png"]),
+        (["analyze", "nowhere"], ["There is no run directory nowhere"]),
         (["report", "nowhere"], ["There is no run directory nowhere"]),
         (["doctor", "./no/such/folder"], ["There is no folder"]),
     ],
