@@ -195,13 +195,16 @@ def test_preparing_leaves_the_network_as_it_was(family: tuple[Network, Tensor]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_every_published_network_computes_the_same(name: str) -> None:
-    """All of the catalogue, in float64 on small images; needs up to 2.5 GB of memory."""
+    """All of the catalogue, in float64 on small images; needs up to 2.5 GB of memory. The deepest plain networks amplify
+    rounding beyond 1e-10: there the measure is what they make of a change of the images by a few units of the last place."""
     entry = CATALOG.get(name)
     assert isinstance(entry, Published)
     side = max(entry.least_side, 64 if entry.input_shape[-1] > 32 else 8)
     network, images = built(name, {}, side, count=2)
     with torch.no_grad():
-        assert distance(prepared(network, torch.float64)(images), network(images)) < 1e-10
+        expected = network(images)
+        amplified = distance(network(images * (1 + 2**-50)), expected)
+        assert distance(prepared(network, torch.float64)(images), expected) < max(1e-10, 4 * amplified)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the form

@@ -35,7 +35,7 @@ __all__ = ["paths"]
 EXACT = 10  # up to so many units every path is measured
 MOST_LENGTHS = 65
 MOST_ROUNDS = 64
-MEMORY = 768 * 2**20  # bytes of activations kept for the backward passes
+MEMORY = 512 * 2**20  # bytes of activations kept for the backward passes
 SHARE = 0.95
 
 
