@@ -58,15 +58,16 @@ class SampledAdd(nn.Module):
     """h + b F in training, b drawn as 0 with probability `drop` and else 1 for the whole batch; h + (1 - drop) F in evaluation.
 
     Stochastic depth (Huang et al. 2016, equations 2 and 5). The draw sits in a buffer that `draw_depth` fills before a
-    forward pass, so that it can be the same on all processes and the captured graph has no random branch.
+    forward pass, so that it can be the same on all processes and the captured graph has no random branch. With `together` = k > 0
+    the draws of a model's units depend on one another: exactly k of them are kept (veit2016 section 5).
     """
 
     keep: Tensor
     drop: float
 
-    def __init__(self, drop: float) -> None:
+    def __init__(self, drop: float, together: int = 0) -> None:
         super().__init__()
-        self.drop = drop
+        self.drop, self.together = drop, together
         self.register_buffer("keep", torch.ones(()), persistent=False)
 
     def forward(self, h: Tensor, f: Tensor) -> Tensor:
@@ -172,8 +173,13 @@ def keeps_shape(branch: nn.Module) -> bool:
 
 def draw_depth(merges: Iterable[SampledAdd], *keys: int | str) -> None:
     """Draws which branches of the given merges (those of one model, in order) are kept, as a pure function of `keys`."""
+    merges = list(merges)
+    order = keyed.permutation(len(merges), *keys, "depth together").tolist() if any(m.together for m in merges) else []
     for index, merge in enumerate(merges):
-        kept = bool(keyed.uniform(*keys, "depth", index) >= merge.drop)
+        if merge.together:
+            kept = index in order[: merge.together]
+        else:
+            kept = bool(keyed.uniform(*keys, "depth", index) >= merge.drop)
         merge.keep.fill_(float(kept))
 
 

@@ -20,7 +20,7 @@ from residua.unit import Add, SampledAdd, Unit, walk
 
 __all__ = ["INITIALIZERS", "OPTIONS", "STARTS", "vary"]
 
-INITIALIZERS = ("he", "lecun", "glorot", "orthogonal")
+INITIALIZERS = ("he", "lecun", "glorot", "orthogonal", "gaussian")
 STARTS = ("zero_gamma", "skipinit", "rezero", "layerscale", "fixup")
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
@@ -34,6 +34,7 @@ def vary(
     initializer: str | None = None,
     start: str | None = None,
     stochastic_depth: float = 0.0,
+    kept_units: int = 0,
     recompute_every: int = 0,
     recompute_stages: int | None = None,
     removed_units: Sequence[str] = (),
@@ -41,8 +42,9 @@ def vary(
     """Changes `network` in place.
 
     `initializer` draws all weights anew (biases stay): "he" (standard deviation sqrt(2 / fan_in); He et al. 2015b), "lecun"
-    (sqrt(1 / fan_in); LeCun et al. 1998), "glorot" (uniform within sqrt(6 / (fan_in + fan_out)); Glorot and Bengio 2010) or
-    "orthogonal" (gain 1; Saxe et al. 2014).
+    (sqrt(1 / fan_in); LeCun et al. 1998), "glorot" (uniform within sqrt(6 / (fan_in + fan_out)); Glorot and Bengio 2010),
+    "orthogonal" (gain 1; Saxe et al. 2014), or "gaussian" (standard deviation 0.01 whatever the fan: no normalised initialisation;
+    Krizhevsky et al. 2012, section 5).
 
     `start` is how additive branches begin, all other weights as they are: "zero_gamma" (the last layer of each branch at zero, a
     normalisation's scale if that is what it ends with; Goyal et al. 2017, section 5.1), "skipinit" and "rezero" (a learned
@@ -51,7 +53,8 @@ def vary(
     2019, section 3, without normalisation).
 
     `stochastic_depth` in [0, 1) is the last unit's probability of being dropped in training; unit l of L has l / L of it
-    (Huang et al. 2016, equation 4).
+    (Huang et al. 2016, equation 4). `kept_units` = k > 0 keeps exactly k of the L additive units in each forward pass in training
+    instead, drawn anew, and scales each branch by k / L in evaluation: training on paths of about k / 2 units (veit2016 section 5).
 
     `recompute_every` = k > 0 keeps only the inputs of every k units in training and computes the rest again in the backward
     pass: the same gradients in less memory, for about a third more time (Chen et al. 2016, "Training Deep Nets with Sublinear
@@ -77,6 +80,8 @@ def vary(
         units = _additive(network, "stochastic depth")
         for index, unit in enumerate(units):
             unit.merge = SampledAdd(stochastic_depth * (index + 1) / len(units))
+    if kept_units:
+        _sample_together(network, kept_units, stochastic_depth)
 
 
 OPTIONS = {name: option for name, option in inspect.signature(vary).parameters.items() if name != "network"}
@@ -88,6 +93,16 @@ def _additive(network: nn.Module, what: str) -> list[Unit]:
     if not units:
         raise RequestError(f"This network has no unit that adds its branch to a shortcut, which {what} needs.")
     return units
+
+
+def _sample_together(network: Network, kept_units: int, stochastic_depth: float) -> None:
+    units = _additive(network, "kept_units")
+    if type(kept_units) is not int or not 1 <= kept_units <= len(units):
+        raise RequestError(f"kept_units is a number of additive units, 1 to {len(units)} here, not {kept_units!r}.")
+    if stochastic_depth:
+        raise RequestError("stochastic_depth and kept_units each say which units are kept in training: give one of them.")
+    for unit in units:
+        unit.merge = SampledAdd(1 - kept_units / len(units), together=kept_units)
 
 
 def _initialize(network: Network, kind: str) -> None:
@@ -105,6 +120,8 @@ def _initialize(network: Network, kind: str) -> None:
         elif kind == "glorot":
             bound = math.sqrt(6 / (fan_in + fan_out))
             nn.init.uniform_(module.weight, -bound, bound)
+        elif kind == "gaussian":
+            nn.init.normal_(module.weight, std=0.01)
         else:
             nn.init.orthogonal_(module.weight)
 

@@ -13,7 +13,7 @@ from residua.errors import RequestError
 from residua.layers import Scale, Shift, conv, sequence
 from residua.models import create_model
 from residua.network import Head, Network, Stage
-from residua.unit import SampledAdd, Unit, walk
+from residua.unit import SampledAdd, Unit, draw_depth, walk
 from residua.variations import INITIALIZERS, STARTS, vary
 
 EXACT = tuple(start for start in STARTS if start != "layerscale")
@@ -88,7 +88,7 @@ def test_an_initializer_has_its_distribution_on_every_layer_and_leaves_biases_al
             gram = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
             torch.testing.assert_close(gram, torch.eye(len(gram), dtype=gram.dtype), rtol=0, atol=1e-5)
             continue
-        variance = {"he": 2 / fan_in, "lecun": 1 / fan_in, "glorot": 2 / (fan_in + fan_out)}[kind]
+        variance = {"he": 2 / fan_in, "lecun": 1 / fan_in, "glorot": 2 / (fan_in + fan_out), "gaussian": 1e-4}[kind]
         spread = 0.8 if kind == "glorot" else 2  # (fourth moment / variance^2) - 1: of uniform and normal numbers
         assert abs(float(weight.square().mean()) / variance - 1) < 5 * (spread / count) ** 0.5
         assert abs(float(weight.mean())) < 5 * (variance / count) ** 0.5
@@ -312,6 +312,22 @@ def test_fixup_puts_a_bias_before_the_activation_that_shortcut_and_branch_share(
 # --------------------------------------------------------------------------------- stochastic depth, combinations
 
 
+def test_exactly_so_many_units_are_kept_each_equally_often_and_evaluation_takes_the_mean() -> None:
+    network = built("preact_cifar_resnet", kept_units=2)
+    merges = [module for module in network.modules() if isinstance(module, SampledAdd)]
+    assert len(merges) == 6
+    kept = []
+    for step in range(1_000):
+        draw_depth(merges, 5, step)
+        kept.append([float(merge.keep) for merge in merges])
+    assert all(sum(row) == 2 for row in kept)
+    shares = torch.tensor(kept).mean(0)
+    assert bool(((shares - 1 / 3).abs() < 4.5 * (2 / 9 / 1_000) ** 0.5).all())
+    assert len({tuple(row) for row in kept}) == math.comb(6, 2)
+    h, f = torch.ones(3), torch.full((3,), 6.0)
+    torch.testing.assert_close(merges[0].eval()(h, f), torch.full((3,), 3.0))
+
+
 def test_start_and_stochastic_depth_go_together() -> None:
     network = built("cifar_resnet", start="rezero", stochastic_depth=0.5, initializer="lecun")
     assert [unit.merge.drop for unit in units_of(network)] == pytest.approx([1 / 6, 2 / 6, 3 / 6])
@@ -369,6 +385,9 @@ def test_a_learned_factor_follows_any_branch(start: str) -> None:
         ("plain20", {"start": "rezero"}, "no unit that adds"),
         ("plain20", {"stochastic_depth": 0.2}, "no unit that adds"),
         ("resnet20", {"stochastic_depth": -0.1}, "[0, 1)"),
+        ("plain20", {"kept_units": 2}, "no unit that adds"),
+        ("resnet20", {"kept_units": 10}, "1 to 9"),
+        ("resnet20", {"kept_units": 4, "stochastic_depth": 0.5}, "one of them"),
         ("preact_resnet110", {"unit": "exclusive-gating", "start": "rezero"}, "no unit that adds"),
         ("preact_resnet110", {"unit": "relu-before-addition", "start": "zero_gamma"}, "rezero"),
     ],
