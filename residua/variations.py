@@ -43,8 +43,8 @@ def vary(
 
     `initializer` draws all weights anew (biases stay): "he" (standard deviation sqrt(2 / fan_in); He et al. 2015b), "lecun"
     (sqrt(1 / fan_in); LeCun et al. 1998), "glorot" (uniform within sqrt(6 / (fan_in + fan_out)); Glorot and Bengio 2010),
-    "orthogonal" (gain 1; Saxe et al. 2014), or "gaussian" (standard deviation 0.01 whatever the fan: no normalised initialisation;
-    Krizhevsky et al. 2012, section 5).
+    "orthogonal" (gain 1; Saxe et al. 2014), or "gaussian" (standard deviation 0.01 whatever the fan; Krizhevsky et al. 2012,
+    section 5).
 
     `start` is how additive branches begin, all other weights as they are: "zero_gamma" (the last layer of each branch at zero, a
     normalisation's scale if that is what it ends with; Goyal et al. 2017, section 5.1), "skipinit" and "rezero" (a learned
@@ -53,8 +53,9 @@ def vary(
     2019, section 3, without normalisation).
 
     `stochastic_depth` in [0, 1) is the last unit's probability of being dropped in training; unit l of L has l / L of it
-    (Huang et al. 2016, equation 4). `kept_units` = k > 0 keeps exactly k of the L additive units in each forward pass in training
-    instead, drawn anew, and scales each branch by k / L in evaluation: training on paths of about k / 2 units (veit2016 section 5).
+    (Huang et al. 2016, equation 4). `kept_units` = k > 0 keeps exactly k of the L additive units in each forward pass in
+    training instead, drawn anew, and scales each branch by k / L in evaluation: training on paths of about k / 2 units
+    (veit2016 section 5).
 
     `recompute_every` = k > 0 keeps only the inputs of every k units in training and computes the rest again in the backward
     pass: the same gradients in less memory, for about a third more time (Chen et al. 2016, "Training Deep Nets with Sublinear
