@@ -126,6 +126,7 @@ def inspect(
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the model.")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="Also write a drawing of the network.")] = None,
+    unfold: Annotated[bool, typer.Option("--unfold", help="Draw every layer, where series are usually drawn once.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -140,7 +141,7 @@ def inspect(
             raise RequestError(f"The drawing cannot be written to {svg}: there is no folder {svg.absolute().parent}.")
         result = take_apart(model, image_size=image_size, **parse_overrides(settings or []))
         if svg is not None:
-            svg.write_text(result.svg(), encoding="utf-8")
+            svg.write_text(result.svg(fold=False if unfold else None), encoding="utf-8")
             say(f"The drawing is in {svg}.")
         card = result.to_dict()
         if as_json:
@@ -404,20 +405,39 @@ def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
 @app.command()
 def doctor(
     data: Annotated[str | None, typer.Argument(help="A data set to look at: a name, a folder, or a CSV.")] = None,
+    plan: Annotated[
+        str | None, typer.Option("--plan", metavar="MODEL", help="Try every way to compute a step of this network.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option("--image-size", min=1, help="With --plan: side of the input.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="With --plan: images in a batch.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="With --plan: an option of the network.")
+    ] = None,
     data_dir: DataDir = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what this machine can do, or how a data set is read and what is wrong with it."""
+    """Say what this machine can do, how a data set is read, or how a network would be trained here and why."""
 
     def work() -> None:
         from residua import doctor as examination
         from residua import tables
 
-        card = examination.examine_machine() if data is None else examination.examine_data(data, data_dir)
+        if plan is not None:
+            from residua.plan_card import examine_plan
+            from residua.recipe import parse_overrides
+
+            options = parse_overrides(settings or [])
+            card = examine_plan(plan, options, source=data, data_dir=data_dir, image_size=image_size, batch_size=batch_size)
+            table = tables.plans
+        elif image_size or batch_size or settings:
+            raise RequestError("--image-size, --batch-size and --set say how a network is tried: add --plan MODEL.")
+        else:
+            card = examination.examine_machine() if data is None else examination.examine_data(data, data_dir)
+            table = tables.machine if data is None else tables.data
         if as_json:
             emit(card)
         else:
-            print(tables.machine(card) if data is None else tables.data(card))
+            print(table(card))
 
     guarded(work, debug)

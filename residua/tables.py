@@ -7,8 +7,9 @@ from typing import Any
 
 from residua.prediction import Prediction
 from residua.published import PAPERS, Published
+from residua.wording import counted, duration
 
-__all__ = ["analyses", "classes", "data", "headline", "machine", "networks", "predictions", "shortening"]
+__all__ = ["analyses", "classes", "data", "headline", "machine", "networks", "plans", "predictions", "shortening"]
 
 
 def networks(rows: Iterable[tuple[str, Published]]) -> str:
@@ -91,6 +92,47 @@ def machine(card: Mapping[str, Any]) -> str:
         f"C++ compiler: {card['compiler'] or 'none'}; TensorBoard: {'installed' if card['tensorboard'] else 'not installed'}",
         *(f"- {text}" for text in card["advice"] or ["Nothing to mend."]),
     ])  # fmt: skip
+
+
+def plans(card: Mapping[str, Any]) -> str:
+    """The execution plans that were tried for a network, the fastest first, and what a run would take."""
+    rows = sorted(card["plans"], key=lambda row: row["seconds_per_step"] or float("inf"))
+    size = "x".join(map(str, card["input_shape"]))
+    lines = [
+        f"{card['model']}: whole updates of the recipe fast, {card['batch_size']} images of {size}, on {card['device']} "
+        f"with {counted(card['threads'], 'thread')}",
+        "",
+        f"{'plan':<22}{'ms a step':>11}{'images/s':>10}{'factor':>8}{'start, s':>10}{'losses apart':>14}",
+    ]
+    for row in rows:
+        if row["seconds_per_step"] is None:
+            lines.append(f"{row['name']:<22}{row['outcome']}")
+            continue
+        apart = "" if row["loss_apart"] is None else f"{row['loss_apart']:.1e}"
+        said = "" if row["outcome"] == "measured" else f"  {row['outcome']}"
+        lines.append(
+            f"{row['name']:<22}{1000 * row['seconds_per_step']:>11,.1f}{row['images_per_second']:>10,.0f}{row['factor']:>8.2f}"
+            f"{row['start_seconds']:>10.1f}{apart:>14}{said}"
+        )
+    lines += [f"{name:<22}not tried: {reason}" for name, reason in card["left_out"].items()]
+    lines += [
+        "",
+        "A run tries fp32 and bf16, then what could beat the better of the two, and takes what ends first, its start included:",
+    ]
+    lines += [f"{choice['updates']:>9,} updates  {choice['plan']:<20}{duration(choice['seconds'])}" for choice in card["chosen"]]
+    rates, ceiling = card["gflops"], card["ceiling"]
+    lines += [
+        "",
+        f"Ceiling: matrix products reach {rates['fp32']:,} GFLOP/s in fp32 and {rates['bf16']:,} in bf16; the multiply-adds of "
+        f"an update at these rates are {ceiling['fp32']:,.0f} and {ceiling['bf16']:,.0f} images/s.",
+        f"Memory: {card['memory_mib']:,} MiB for the update, {card['free_mib']:,} MiB free.",
+        *([card["recomputed"]] if card["recomputed"] else []),
+        *card["notes"],
+        *(f"{row['name']}: {row['what']}." for row in rows),
+        "Losses apart: the greatest relative difference from fp32 over the updates that both made.",
+        f"Remembered in {card['remembered_in']}.",
+    ]
+    return "\n".join(lines)
 
 
 def data(card: Mapping[str, Any]) -> str:

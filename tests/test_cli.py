@@ -156,11 +156,18 @@ def test_evaluate_predict_report_and_doctor_write_what_is_documented(trained: tu
     assert_as_documented("doctor DATA", document("doctor", images), document("doctor", "digits"))
 
 
+@pytest.mark.slow
+def test_doctor_writes_what_is_documented_of_plans() -> None:
+    """Every way of computing an update, the compiled ones too."""
+    found = document("doctor", "--plan", "cifar_resnet", "--set", "depth=8", "--batch-size", "16", "--image-size", "16")
+    assert_as_documented("doctor --plan", found)
+
+
 # ------------------------------------------------------------------------------------------------------------- the options
 
 OPTIONS = {
     "models": "pattern --json --debug",
-    "inspect": "model --image-size --set --svg --json --debug",
+    "inspect": "model --image-size --set --svg --unfold --json --debug",
     "train": "data --model --recipe --epochs --minutes --batch-size --seed --device --workers --weights --plan --exact --out "
     "--data-dir --set --json --debug",
     "evaluate": "runs --data --split --protocol --scales --batch-size --device --workers --data-dir --json --debug",
@@ -168,7 +175,7 @@ OPTIONS = {
     "shorten": "run --keep --epochs --out --device --workers --data-dir --set --json --debug",
     "analyze": "runs --only --minutes --data --split --out --device --data-dir --json --debug",
     "report": "run --json --debug",
-    "doctor": "data --data-dir --json --debug",
+    "doctor": "data --plan --image-size --batch-size --set --data-dir --json --debug",
 }
 
 
