@@ -8,43 +8,21 @@ a zero-initialised head or branch hides nothing. A way whose derivative is zero 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_aggregate, map_arg
 
 from residua.functional import sharing
 from residua.graph import Captured
 from residua.signals import is_floating
+from residua.wide import Ways, exchange, wide_input, widened
 
 __all__ = ["Ways", "prove", "put_factors"]
 
-Ways = tuple[fx.Node, fx.Node, fx.Node]
-"""A merge, and the nodes that are its bypass and its branch."""
-
 _ROUNDING = 1e-12  # relative to the norms of gradient and signal; float64 keeps 16 digits
 _ATTEMPTS = 5
-_WIDER = {
-    torch.float32: torch.float64,
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.complex64: torch.complex128,
-}
-_RANDOM = (
-    "rand",
-    "randn",
-    "bernoulli",
-    "dropout",
-    "normal",
-    "uniform",
-    "multinomial",
-    "rand_like",
-    "randn_like",
-    "randint",
-    "poisson",
-)
 
 
 def prove(captured: Captured, merges: Sequence[Ways]) -> list[str]:
@@ -89,9 +67,8 @@ def _derivatives(captured: Captured, merges: Sequence[Ways], attempt: int) -> Te
     def weigh(value: Tensor, row: int, column: int) -> Tensor:
         return _Weigh.apply(value, anchor, found, row, column) if value.is_floating_point() or value.is_complex() else value
 
-    network = _wide(captured, merges, weigh, attempt)
-    inputs = [_wide_input(value, attempt) for value in captured.example_inputs]
-    with torch.enable_grad():
+    inputs = [wide_input(value, attempt) for value in captured.example_inputs]
+    with torch.enable_grad(), widened(captured, merges, weigh, attempt) as network:
         outputs = [out for out in network(*inputs) if isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())]
         if not outputs:
             raise TypeError("no output is a number with a fraction, which alone has a derivative.")
@@ -124,94 +101,6 @@ class _Weigh(torch.autograd.Function):
         return (gradient if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
-def _wide(
-    captured: Captured, merges: Sequence[Ways], weigh: Callable[[Tensor, int, int], Tensor], attempt: int
-) -> Callable[..., tuple[Any, ...]]:
-    """The graph in float64 with `weigh` on every way; it gives its outputs as one tuple."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    rows = {merge: row for row, (merge, _, _) in enumerate(merges)}
-    attributes: dict[str, Any] = {}
-    for node in captured.module.graph.nodes:
-        if node.op == "output":
-            graph.output(tuple(copies[source] for source in node.all_input_nodes))
-            continue
-        copy = graph.node_copy(node, copies.__getitem__)
-        args: Any = map_aggregate(copy.args, _wide_type)
-        kwargs: Any = map_aggregate(copy.kwargs, _wide_type)
-        copy.args, copy.kwargs = args, kwargs
-        if node.op == "get_attr" and node.target not in attributes:
-            attributes[str(node.target)] = _wide_attribute(captured.module, str(node.target), attempt)
-        if node in rows:
-            _put(graph, copy, merges[rows[node]], copies, rows[node], weigh)
-        copies[node] = copy
-    return fx.GraphModule(_holder(attributes), graph).forward
-
-
-def _put(
-    graph: fx.Graph,
-    merge: fx.Node,
-    ways: Ways,
-    copies: dict[fx.Node, fx.Node],
-    row: int,
-    weigh: Callable[[Any, int, int], Any],
-) -> None:
-    """Puts `weigh(operand, row, column)` before both operands of a merge."""
-    with graph.inserting_before(merge):
-        weighed = {copies[way]: graph.call_function(weigh, (copies[way], row, column)) for column, way in enumerate(ways[1:])}
-    _exchange(merge, weighed)
-
-
-def _exchange(node: fx.Node, others: dict[fx.Node, fx.Node]) -> None:
-    """Lets a node read others in the place of some of its operands."""
-    args: Any = map_arg(node.args, lambda operand: others.get(operand, operand))
-    node.args = args
-
-
-def _holder(attributes: dict[str, Any]) -> torch.nn.Module:
-    """A module that has tensors under dotted names."""
-    root = torch.nn.Module()
-    for name, value in attributes.items():
-        *path, last = name.split(".")
-        place = root
-        for part in path:
-            if not hasattr(place, part):
-                place.add_module(part, torch.nn.Module())
-            place = getattr(place, part)
-        setattr(place, last, value) if not isinstance(value, Tensor) else place.register_buffer(last, value, persistent=False)
-    return root
-
-
-def _wide_type(value: Any) -> Any:
-    return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
-
-
-def _wide_attribute(module: torch.nn.Module, name: str, attempt: int) -> Any:
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    if not isinstance(value, Tensor):
-        return value
-    wide = value.detach().to(_WIDER.get(value.dtype, value.dtype))
-    if isinstance(value, torch.nn.Parameter) and wide.is_floating_point() and not bool(wide.any()):
-        fan = math.prod(wide.shape[1:]) if wide.dim() > 1 else 100
-        wide = torch.randn_like(wide) / math.sqrt(max(1, fan))
-    if attempt and isinstance(value, torch.nn.Parameter) and wide.is_floating_point():
-        # What a ReLU silences, or what grows beyond all numbers, does not with other weights: the claim is about the network.
-        if wide.dim() > 1:
-            return torch.randn_like(wide) * wide.norm() / math.sqrt(wide.numel()) / (1 + attempt % 2)
-        return wide + 0.2 * torch.rand_like(wide)
-    return wide
-
-
-def _wide_input(value: Any, attempt: int) -> Any:
-    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
-        return value
-    wide = value.detach().to(_WIDER.get(value.dtype, value.dtype))
-    # A constant image leaves normalised signals at zero.
-    return torch.randn_like(wide) if attempt or bool((wide == wide.flatten()[0]).all()) else wide
-
-
 def _moves(captured: Captured, merges: Sequence[Ways], row: int, inputs: Any, outputs: list[Tensor], attempt: int) -> bool:
     """Whether the outputs change when the positions that an unpooling uses move by one, which a derivative cannot show."""
     merge = merges[row][0]
@@ -221,8 +110,8 @@ def _moves(captured: Captured, merges: Sequence[Ways], row: int, inputs: Any, ou
         return (value + 1) % size if column == 0 else value
 
     torch.manual_seed(attempt)
-    with torch.no_grad():
-        moved = [out for out in _wide(captured, [merges[row]], shift, attempt)(*inputs) if isinstance(out, Tensor)]
+    with torch.no_grad(), widened(captured, [merges[row]], shift, attempt) as network:
+        moved = [out for out in network(*inputs) if isinstance(out, Tensor)]
     torch.manual_seed(attempt)
     return any(bool((new - old).abs().max() > _ROUNDING * old.abs().max()) for new, old in zip(moved, outputs))
 
@@ -249,7 +138,7 @@ def put_factors(captured: Captured, merges: Sequence[Ways]) -> fx.GraphModule:
                     line = graph.call_function(torch.ops.aten.select.int, (factors, 0, row))
                     factor = graph.call_function(torch.ops.aten.select.int, (line, 0, column))
                     weighed[copies[way]] = graph.call_function(torch.ops.aten.mul.Tensor, (copies[way], factor))
-        _exchange(copies[merge], weighed)
+        exchange(copies[merge], weighed)
     root = sharing(captured.module, graph)
     root.register_buffer("factors", torch.ones(len(merges), 2), persistent=False)
     return fx.GraphModule(root, graph)

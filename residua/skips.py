@@ -10,6 +10,7 @@ shortest; two that are equal are parallel towers, which are no skip. So are ways
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from torch import fx
@@ -17,7 +18,7 @@ from torch import fx
 from residua.functional import arguments, operation
 from residua.graph import module_path
 from residua.signals import Signal, Spot, gate_base, is_floating, is_gate
-from residua.ways import MIXING, Behind, Way, back, dominates
+from residua.ways import MIXING, Behind, Way, back, dominates, is_linear
 
 __all__ = ["Findings", "Found", "find", "place"]
 
@@ -94,6 +95,10 @@ def _decide(signal: Signal, findings: Findings, spot: Spot, kind: str) -> Found 
         if weights[0] == weights[1]:
             return None
         found = skips[weights.index(min(weights))]
+    elif (
+        len(skips) == 1 and skips[0].span <= len(skips[0].way.weights) and is_linear(signal, skips[0].way.source, skips[0].branch)
+    ):
+        return None  # sums of linear maps that cross equally many layers
     else:
         # Of two sources the earlier is that of the way that goes round what leads to the later one.
         found = min(skips, key=lambda found: found.way.source)
@@ -114,13 +119,25 @@ def _candidate(signal: Signal, findings: Findings, spot: Spot, kind: str, bypass
         first = first or way
         lengths = behind.lengths(way.source, way.weights)
         span = lengths[branch][0] or lengths[branch][1]
-        if span:
+        if span and not ((way.inner or way.gated) and _shares_all(signal.spots, way, bypass, lengths)):
             enclosed = frozenset(number for number in lengths if number in findings.skips and number != way.source)
             return Found(spot.number, bypass, branch, kind, way, span, enclosed)
         # The branch may start further up than where it first meets the bypass (one projection cut in two, say).
         if first.weights or dominates(signal.spots, way.source, branch):
             break
     return None
+
+
+def _are_alike(signal: Signal, found: Found) -> bool:
+    """Whether a projection meets a sum of linear maps, none of which crosses more layers than it does."""
+    return found.span <= len(found.way.weights) and is_linear(signal, found.way.source, found.branch)
+
+
+def _shares_all(spots: list[Spot], way: Way, bypass: int, branch: Iterable[int]) -> bool:
+    """Whether the units and gates on a bypass cross every weight layer of the branch: the merge then only puts parts of one
+    signal side by side again (of which some were added to, say), or mixes by a gate what crosses no other layers."""
+    own = Behind(spots, bypass).lengths(way.source)
+    return all(number in own for number in branch if spots[number].weighs)
 
 
 def _crossed(spots: list[Spot], found: Found) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import fx
 from residua.functional import arguments
 from residua.signals import RECURRENT, Signal, Spot
 
-__all__ = ["MIXING", "Behind", "Way", "back", "dominates"]
+__all__ = ["MIXING", "Behind", "Way", "back", "dominates", "is_linear"]
 
 _LINEAR = {
     "view", "_unsafe_view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "permute", "transpose", "t", "numpy_T",
@@ -178,3 +178,17 @@ def dominates(spots: list[Spot], above: int, number: int) -> bool:
     while place is not None and spots[place].depth > spots[above].depth:
         place = spots[place].dominator
     return place == above
+
+
+def is_linear(signal: Signal, source: int, end: int) -> bool:
+    """Whether `end` is a linear function of `source` (normalisation in evaluation mode is taken as one)."""
+    spots = signal.spots
+    for number in Behind(spots, end).lengths(source):
+        spot = spots[number]
+        if number == source:
+            continue
+        if len(spot.carried) != len(spot.operands):
+            return False
+        if spot.name not in _LINEAR if len(spot.carried) > 1 else _through(signal, Way(number), spot).nonlinear:
+            return False
+    return True
