@@ -133,7 +133,11 @@ def inspect(
     if isinstance(model, str):
         if example_inputs is not None:
             raise RequestError(f"Example inputs are for modules; {model} is a name, for which `image_size` says the size.")
-        return _inspected(open_network(model, options, image_size))
+        origin = open_network(model, options, image_size)
+        try:
+            return _inspected(origin)
+        except RequestError as error:
+            raise RequestError(f"{error} {origin.advice}".rstrip()) from error
     if example_inputs is None or image_size is not None or options:
         raise RequestError("A module is looked at with example inputs: residua.inspect(model, (x,)). Nothing else can be set.")
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from torch import fx
 
-__all__ = ["layer_words", "resolution_words"]
+__all__ = ["join_words", "layer_words", "resolution_words"]
 
 _TIMES = "×"
+_JOINS = {"cat": "concat", "stack": "stack", "add": "sum", "sub": "difference", "mul": "product", "div": "quotient"}
 
 
 def layer_words(node: fx.Node) -> str:
@@ -32,6 +33,11 @@ def layer_words(node: fx.Node) -> str:
     if name == "embedding" and out:
         return f"embedding, {out[-1]}"
     return f"{name.replace('_', ' ')}, {out[-1]}" if out else ""
+
+
+def join_words(node: fx.Node) -> str:
+    """How an operation joins its inputs: "concat", "sum", "product"; "" for one that has no short name."""
+    return _JOINS.get(operation(node).rstrip("_"), "")
 
 
 def resolution_words(node: fx.Node) -> str:

@@ -18,7 +18,7 @@ KINDS = {
     "gate": ("#009E73", "gate"), "index": ("#CC79A7", "pooling indices"),
 }  # fmt: skip
 WAYS = {
-    "identity": ("", "identity"), "projection": ("1.5 3", "projection, or change of dimensions"),
+    "identity": ("", "identity"), "projection": ("1.5 3", "projection or change of dimensions"),
     "pooled": ("7 3", "pooled"), "scaled": ("9 2 2 2", "scaled"), "gated": ("12 3", "gated"), "dropped": ("1 6", "dropped"),
 }  # fmt: skip
 SIGNS = {"add": "+", "concatenate": "[ ]", "gate": "T", "index": "i"}
@@ -146,13 +146,14 @@ def _bands(part: Picture, sizes: bool, groups: bool) -> list[str]:
 
 def legend_marks(kinds: Collection[tuple[str, str]], width: float) -> tuple[list[str], float]:
     """What the colours and strokes that occur mean, in lines of at most `width` pixels; and the height that this takes."""
-    colours = {KINDS[kind][0] for kind, _ in kinds}
-    ink = colours.pop() if len(colours) == 1 else LINE
-    entries: list[tuple[str, str, str]] = [
-        (colour, "", words) for kind, (colour, words) in KINDS.items() if kind in {kind for kind, _ in kinds}
-    ]
-    ways = {way for _, way in kinds}
-    entries += [(ink, dash, words) for way, (dash, words) in WAYS.items() if way in ways]
+    colours = {kind: look for kind, look in KINDS.items() if kind in {kind for kind, _ in kinds}}
+    strokes = {way: look for way, look in WAYS.items() if way in {way for _, way in kinds}}
+    if len(colours) == 1:
+        ((ink, kind),) = colours.values()
+        entries = [(ink, dash, f"{kind}, {words}") for dash, words in strokes.values()]
+    else:
+        entries = [(colour, "", words) for colour, words in colours.values()]
+        entries += [(LINE, dash, words) for dash, words in strokes.values()]
     marks, x, y = [], 0.0, 14.0
     for colour, dash, words in entries:
         room = 34 + text_width(words, SIZE) + 14

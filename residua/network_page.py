@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from residua.wording import NOTHING, count, counted, decimal
@@ -13,10 +14,12 @@ from residua.wording import NOTHING, count, counted, decimal
 __all__ = ["network", "repeated"]
 
 LONGEST_PERIOD = 60
+LEAST_GROWING = 3
 _SCALES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
-_WAYS = {"identity": "past by the identity", "projection": "projected", "pooled": "pooled", "scaled": "scaled", "gated": "gated",
-         "dropped": "with dropout"}  # fmt: skip
-_KINDS = {"add": "addition", "concatenate": "concatenation", "gate": "gate", "index": "hand-over of indices"}
+_WAYS = {"identity": "over the identity", "projection": "over a projection", "pooled": "over a pooling",
+         "scaled": "over a scaling", "gated": "over a gate", "dropped": "over dropout"}  # fmt: skip
+_KINDS = {"add": ("addition",), "concatenate": ("concatenation",), "gate": ("gate",),
+          "index": ("hand-over of indices", "hand-overs of indices")}  # fmt: skip
 
 
 def network(card: Mapping[str, Any]) -> str:
@@ -25,7 +28,7 @@ def network(card: Mapping[str, Any]) -> str:
     if card["units"]:
         parts.append(_units(card))
     shape = "x".join(map(str, card["input_shape"]))
-    cost = f"{card['parameters']:,} parameters, {card['multiply_adds']:,} multiply-adds for one {shape} input"
+    cost = f"{card['parameters']:,} parameters, {card['multiply_adds']:,} multiply-adds for one input of {shape}"
     units = f"{len(card['units'])} units" if card["units"] else counted(len(card["skips"]), "skip")
     return "\n\n".join([*parts, f"{card['name']}: {units}, {cost}"])
 
@@ -36,7 +39,7 @@ def _answer(card: Mapping[str, Any]) -> str:
     lines = [f"{card['name']} has {said}.", *card["verdict"]["reasons"]]
     if card["skips"]:
         kinds = Counter((skip["kind"], skip["way"]) for skip in card["skips"])
-        listed = ", ".join(f"{counted(number, _KINDS[kind])} {_WAYS[way]}" for (kind, way), number in kinds.items())
+        listed = ", ".join(f"{counted(number, *_KINDS[kind])} {_WAYS[way]}" for (kind, way), number in kinds.most_common())
         proven = sum(skip["proven"] for skip in card["skips"])
         lines.append(
             f"{counted(len(card['skips']), 'skip')}: {listed}; {'all' if proven == len(card['skips']) else proven} proven."
@@ -51,8 +54,8 @@ def _answer(card: Mapping[str, Any]) -> str:
     added = f"{count(cost['skip_additions'])} additions at the skips besides" if cost["skip_additions"] else ""
     lines.append("; ".join(filter(None, [f"{count(cost['multiply_adds'])} multiply-adds", added, kept])) + ".")
     lines.append(_field(card["receptive_field"]))
-    how = {"export": "", "fx": "Captured by a trace. ", "dispatch": "Captured by a trace of the one way that these inputs take. "}
-    lines.append(how[card["capture"]["how"]] + " ".join(card["capture"]["unseen"]))
+    how = {"export": "", "fx": "Captured by a symbolic trace.", "dispatch": "Captured by running it once."}
+    lines.append(" ".join(filter(None, [how[card["capture"]["how"]], *card["capture"]["unseen"]])))
     return "\n".join(filter(None, [*lines, card["note"]]))
 
 
@@ -64,7 +67,9 @@ def _paths(card: Mapping[str, Any]) -> str:
         return f"One path, of {counted(lengths['layers']['longest'], 'weight layer')}."
     power = number.bit_length() - 1
     exact = count(number) if number < 10**15 else ""
-    as_power = f"2^{power}" if number == 1 << power else "" if exact else f"about 2^{math.log2(number):.1f}"
+    as_power = (
+        "" if number == 2 else f"2^{power}" if number == 1 << power else "" if exact else f"about 2^{math.log2(number):.1f}"
+    )
     layers = lengths["layers"]
     spread = f"{decimal(layers['mean'])} on average, standard deviation {decimal(layers['standard_deviation'])}"
     lengths_said = f"of {layers['shortest']} to {layers['longest']} weight layers, {spread}"
@@ -77,7 +82,8 @@ def _field(field: Mapping[str, Any]) -> str:
     sides = {key: "x".join(map(str, field[key])) for key in ("shortest", "longest")}
     theory = f"{sides['longest']} in theory by the longest path, {sides['shortest']} by the shortest"
     said = f"Receptive field of {field['path']}: {theory}"
-    effective = f", {decimal(field['effective'])} in effect with these weights" if field["effective"] else ""
+    side = round(field["effective"] or 0)
+    effective = f", {side}x{side} in effect with these weights" if field["effective"] else ""
     then = f"; then {field['then']}" if field["then"] else "."
     gates = f" Besides, {counted(len(field['gates']), 'gate')} on the way see the whole input." if field["gates"] else ""
     return said + effective + then + gates
@@ -113,17 +119,64 @@ def _skips(card: Mapping[str, Any]) -> str:
 
 
 def _layers(card: Mapping[str, Any]) -> str:
-    def sign(row: Mapping[str, Any]) -> Hashable:
-        return _pattern(row["path"]), *(
-            str(row[key]) for key in ("kind", "output_shape", "parameters", "multiply_adds", "kept_bytes")
-        )
+    """The layers; of blocks in series the first one stands for all, with ranges where its numbers grow along the series."""
+    layers = card["layers"]
+    blocks = [_block(row["path"]) for row in layers]
+    alike = [(_pattern(row["path"]), row["kind"], row["output_shape"][2:]) for row in layers]
+    equal = [(same, *_numbers(row)) for same, row in zip(alike, layers)]
 
-    rows = [
-        [row["path"], row["kind"], "x".join(map(str, row["output_shape"])), f"{row['parameters']:,}", f"{row['multiply_adds']:,}",
-         _bytes(row["kept_bytes"]) if row["kept_bytes"] else "0" if row["kept_bytes"] == 0 else NOTHING, times]
-        for row, times in _folded(card["layers"], sign, "path")
-    ]  # fmt: skip
+    def begins(place: int) -> bool:
+        return place in (0, len(layers)) or blocks[place] != blocks[place - 1]
+
+    rows = []
+    for start, period, times in _growing(repeated(equal, begins, LONGEST_PERIOD), alike, begins):
+        for place in range(start, start + period):
+            row, last = layers[place], layers[place + period * (times - 1)]
+            numbers = [_range(first, end) for first, end in zip(_numbers(row), _numbers(last))]
+            said = "" if place > start or times == 1 else f"x {times}" if period == 1 else f"{period} rows x {times}"
+            rows.append([row["path"] or "(itself)", row["kind"], *numbers, said])
     return _table(["layer", "kind", "output", "parameters", "multiply-adds", "kept", ""], rows, "lllrrrl")
+
+
+def _numbers(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    kept = row["kept_bytes"]
+    shape = "x".join(map(str, row["output_shape"]))
+    return (
+        shape,
+        f"{row['parameters']:,}",
+        f"{row['multiply_adds']:,}",
+        _bytes(kept) if kept else NOTHING if kept is None else "0",
+    )
+
+
+def _range(first: str, last: str) -> str:
+    """ "64…224x56x56" of "64x56x56" and "224x56x56"; one of two equal texts."""
+    if first == last:
+        return first
+    sides = first.split("x"), last.split("x")
+    if len(sides[0]) != len(sides[1]):
+        return f"{first}…{last}"
+    return "x".join(a if a == b else f"{a}…{b}" for a, b in zip(*sides))
+
+
+def _growing(
+    series: Iterable[tuple[int, int, int]], alike: Sequence[Hashable], begins: Callable[[int], bool]
+) -> Iterator[tuple[int, int, int]]:
+    """`series` as from `repeated`; what does not repeat in it is told once if it is `alike` at least three times in series."""
+    single: list[int] = []
+    for start, period, times in (*series, (len(alike), 0, 0)):
+        if times == 1:
+            single.append(start)
+            continue
+        origin = single[0] if single else start
+        for place, length, number in repeated(alike[origin:start], partial(_from, begins, origin), LONGEST_PERIOD):
+            if number >= LEAST_GROWING:
+                yield origin + place, length, number
+            else:
+                yield from ((origin + place + offset, 1, 1) for offset in range(length * number))
+        single = []
+        if times:
+            yield start, period, times
 
 
 def _units(card: Mapping[str, Any]) -> str:
@@ -141,24 +194,26 @@ def _pattern(path: str) -> str:
     return re.sub(r"\d+", "#", path)
 
 
-def _folded(rows: Sequence[Any], sign: Callable[[Any], Hashable], path: str = "") -> Iterator[tuple[Any, str]]:
-    """The rows, those of a series once, with its number behind its first row; `path` names the field by which rows are of
-    one block, which is then folded as a whole."""
-    blocks = [_block(row[path]) for row in rows] if path else []
+def _from(begins: Callable[[int], bool], origin: int, place: int) -> bool:
+    return begins(origin + place)
 
-    def begins(place: int) -> bool:
-        return not path or place in (0, len(rows)) or blocks[place] != blocks[place - 1]
 
-    for start, period, times in repeated([sign(row) for row in rows], begins, LONGEST_PERIOD if path else 2):
+def _folded(rows: Sequence[Any], sign: Callable[[Any], Hashable]) -> Iterator[tuple[Any, str]]:
+    """The rows, those of a series once, with its number behind its first row."""
+    for start, period, times in repeated([sign(row) for row in rows], lambda _place: True, 2):
         for offset in range(period):
             said = "" if offset or times == 1 else f"x {times}" if period == 1 else f"{period} rows x {times}"
             yield rows[start + offset], said
 
 
 def _block(path: str) -> str:
-    """The path up to its last number."""
-    numbers = list(re.finditer(r"(?:^|[._])\d+(?=\.|$)", path))
-    return path[: numbers[-1].end()] if numbers else ""
+    """The path up to the last of its parts that is counted: "layer1.0" of "layer1.0.conv1", whose own name does not count unless
+    it is a number."""
+    parts = path.split(".")
+    counted_ones = [
+        place for place, part in enumerate(parts) if part[-1:].isdigit() and (place < len(parts) - 1 or part.isdigit())
+    ]
+    return ".".join(parts[: counted_ones[-1] + 1]) if counted_ones else ""
 
 
 def repeated(signs: Sequence[Hashable], begins: Callable[[int], bool], longest: int) -> Iterator[tuple[int, int, int]]:

@@ -29,12 +29,14 @@ TOKENS = 16  # the length of the sequence that a network of words is shown
 
 @dataclass(frozen=True)
 class Origin:
-    """A network with the inputs that it is looked at with (a batch of one), and what a reader should know of where it is from."""
+    """A network with the inputs that it is looked at with (a batch of one), what a reader should know of where it is from
+    (`note`), and what can be done if it does not take these inputs (`advice`)."""
 
     name: str
     model: nn.Module
     inputs: tuple[Any, ...]
     note: str = ""
+    advice: str = "Of a network by name, --image-size (image_size) sets the side of the images."
 
 
 def open_network(name: str, options: Mapping[str, Any], image_size: int | None = None) -> Origin:
@@ -43,6 +45,8 @@ def open_network(name: str, options: Mapping[str, Any], image_size: int | None =
     Raises `RequestError` with the nearest names where there is none, and with what to install where a library is missing.
     """
     where, colon, what = name.rpartition(":")
+    if not colon and name.endswith(".py"):
+        raise RequestError(f"{name} is a file. Name the function or class in it that gives the network: {name}:FACTORY.")
     if not colon:
         return _ours(name, options, image_size)
     if where.endswith(".py"):
@@ -73,7 +77,13 @@ def _built(name: str, builder: Callable[..., Any], options: Mapping[str, Any], *
     try:
         return builder(**{key: value for key, value in fixed.items() if key in known}, **options)
     except Exception as error:
-        raise RequestError(f"{name} cannot be built with these options: {error}") from error
+        raise _unbuilt(name, options, error) from error
+
+
+def _unbuilt(name: str, options: Mapping[str, Any], error: Exception) -> RequestError:
+    given = f" with {', '.join(f'{key}={value}' for key, value in options.items())}" if options else ""
+    lines = str(error).splitlines() or [""]
+    return RequestError(f"{name} cannot be built{given}: {type(error).__name__}: {lines[0]}")
 
 
 def _library(name: str, wanted: str) -> Any:
@@ -118,7 +128,7 @@ def _timm(name: str, what: str, options: Mapping[str, Any], image_size: int | No
     try:
         model = timm.create_model(what, pretrained=False, **options)
     except Exception as error:
-        raise RequestError(f"{name} cannot be built with these options: {error}") from error
+        raise _unbuilt(name, options, error) from error
     channels, height, width = model.default_cfg.get("input_size", (3, 224, 224))
     channels = options.get("in_chans", channels)
     return Origin(name, model, (torch.zeros(1, channels, image_size or height, image_size or width),))
@@ -142,12 +152,17 @@ def _transformers(name: str, what: str, options: Mapping[str, Any], image_size: 
     if what not in configs:
         raise unknown("configuration of transformers", what, configs, "Names are those of configuration classes: BertConfig.")
     try:
+        usual = getattr(library, what)()  # it takes options that it does not know, and forgets them
+        if wrong := next((option for option in options if not hasattr(usual, option)), None):
+            raise unknown(f"option of {name}", wrong, usual.to_dict())
         config = getattr(library, what)(**{**({"image_size": image_size} if image_size else {}), **options})
         if hasattr(config, "use_cache"):
             config.use_cache = False
         model = library.AutoModel.from_config(config)
+    except RequestError:
+        raise
     except Exception as error:
-        raise RequestError(f"{name} cannot be built with these options: {str(error).splitlines()[0]}") from error
+        raise _unbuilt(name, options, error) from error
     text = torch.zeros(1, TOKENS, dtype=torch.long)
     inputs: dict[str, Tensor] = {}
     vision = getattr(config, "vision_config", config)
@@ -182,9 +197,11 @@ def _from_file(name: str, path: Path, what: str, options: Mapping[str, Any], ima
         raise RequestError(
             f"{what} in {path} gives {type(model).__name__}. It must give a torch.nn.Module, or that and its example inputs."
         )
+    advice = ""
     if inputs is None:
         inputs = _guessed(name, model, image_size)
-    return Origin(name, model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), f"{path} was run.")
+        advice = "They were guessed from its first layer: let the factory give (model, example_inputs)."
+    return Origin(name, model, (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), f"{path} was run.", advice)
 
 
 def _run(path: Path) -> Any:

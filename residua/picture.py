@@ -100,7 +100,7 @@ class Picture:
     def group(self, first: int, last: int) -> str:
         """The module path that the layers of a band share."""
         main = [self.nodes[number] for number in self.plan.main if first <= self.plan.rows[number] <= last]
-        return shortened(shared_path([node.group for node in main]), 18)
+        return shortened(shared_path([node.group for node in main]), 20)
 
 
 def height_of(node: Node) -> float:

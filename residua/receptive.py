@@ -72,12 +72,22 @@ def receptive_field(captured: Captured, merges: Collection[fx.Node] = ()) -> Rec
     used = {axis: place for place, axis in enumerate(field.axes) if axis is not None}
     whole = next((f for n, f in fields.items() if n in needed and isinstance(f, Whole) and f.path not in gates), None)
     return Receptive(
-        node, module_path(node) or node.name,
+        node, _place(node),
         tuple(float(field.jumps[axis]) for axis in sorted(used)),
         tuple(field.shortest[axis].width for axis in sorted(used)),
         tuple(field.longest[axis].width for axis in sorted(used)),
         whole, tuple(gates),
     )  # fmt: skip
+
+
+def _place(node: fx.Node) -> str:
+    """The path of the module, or the operation and the module after which it stands."""
+    before: fx.Node | None = node
+    while before is not None and not module_path(before):
+        before = next((source for source in before.all_input_nodes if source.op == "call_function"), None)
+    if before is node:
+        return module_path(node)
+    return f"{operation(node)} after {module_path(before)}" if before is not None else operation(node) or node.name
 
 
 def _of_input(node: fx.Node) -> Field | Whole:
@@ -119,7 +129,7 @@ def _field(node: fx.Node, fields: Mapping[fx.Node, Field | Whole], is_skip: bool
     try:
         return after(node, local, is_skip, has_gate=bool(whole))
     except NotLocalError as error:
-        return Whole(module_path(node) or node.name, str(error))
+        return Whole(_place(node), str(error))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import fx
 
 from residua.flow import Flow, Step
 from residua.graph import module_path, shape_of
-from residua.layer_words import layer_words, resolution_words
+from residua.layer_words import join_words, layer_words, resolution_words
 from residua.signals import Signal, Spot
 from residua.skips import Found, place
 
@@ -68,7 +68,7 @@ def _step(spot: Spot, kind: str, sources: tuple[int, ...], before: tuple[str, ..
         skip=skip,
         shape=shape_of(spot.node)[1:],
         group=stage(spot.node),
-        detail=layer_words(spot.node) if kind == "layer" else "",
+        detail=layer_words(spot.node) if kind == "layer" else join_words(spot.node) if kind == "join" else "",
         before=before if kind == "layer" else (),
     )
 

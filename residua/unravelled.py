@@ -15,7 +15,7 @@ from residua.flow import Flow, Step
 from residua.folding import dominators
 from residua.marks import KINDS, SIGNS, network_marks
 from residua.picture import picture
-from residua.scheme import DrawnSkip, scheme
+from residua.scheme import DrawnSkip, scheme, shared_path
 from residua.svg import COLOURS, LINE, document, line, shortened, text, text_width
 
 __all__ = ["unit_ways_svg", "unravelled_svg"]
@@ -123,10 +123,11 @@ def unravelled_svg(flow: Flow, skips: Sequence[DrawnSkip], *, first: int = 0, un
             marks += _unit(left + index * step, upper, lower, index, step, kind)
     marks.append(_arrow(left + units * step, top, 22))
     bottom = top + row * (1 << units)
-    for index, number in enumerate(chain):
-        words = f"f{index + 1}: {shortened(_place(flow.steps[number]), 40)}"
+    above = dominators([step.inputs for step in flow.steps])[chain[0]]
+    places = [f"f{index}: {_place(flow, *ends)}" for index, ends in enumerate(zip([above, *chain], chain), 1)]
+    for index, words in enumerate(places):
         marks.append(text(MARGIN, bottom + 6 + 18 * index, words, size=SIZE, anchor="start", fill="#555555"))
-    named = max(text_width(f"f1: {shortened(_place(flow.steps[number]), 40)}", SIZE) for number in chain)
+    named = max(text_width(words, SIZE) for words in places)
     width = max(left + units * step + 22, text_width(title, 14) * 1.1, MARGIN + named,
                 MARGIN + text_width(f"2^{units} = {1 << units} paths; through 0 to {units} units: {counts}", SIZE))  # fmt: skip
     return document(width + MARGIN, bottom + 18 * units + MARGIN, title or "unravelled units", marks, SIZE)
@@ -151,8 +152,10 @@ def _series(flow: Flow, first: int, units: int) -> list[int]:
     return chain
 
 
-def _place(step: Step) -> str:
-    return step.group or step.label
+def _place(flow: Flow, source: int, merge: int) -> str:
+    """The module path that the layers of a unit share, or where it merges."""
+    steps = [flow.steps[number] for number in _between(flow, source, merge)]
+    return shortened(shared_path([step.label for step in steps]) or steps[-1].label, 40)
 
 
 def _taken(path: int) -> str:

@@ -10,15 +10,8 @@ from residua.attributions import grad_cam, integrated_gradients, last_map
 from residua.models import CATALOG, create_model
 from residua.published import Published
 
-MOST_PARAMETERS = 30_000_000  # plain1202 is left out: through 1,200 layers without shortcuts its gradient vanishes
-NETWORKS = [
-    *(
-        name
-        for name, entry in CATALOG.items()
-        if isinstance(entry, Published) and entry.parameters <= MOST_PARAMETERS and name != "plain1202"
-    ),
-    "residual_mlp",
-]
+NETWORKS = [*(name for name, entry in CATALOG.items() if isinstance(entry, Published)), "residual_mlp"]
+VANISHING = "plain1202"  # through 1,200 layers without shortcuts not even the sign of a gradient is left
 
 
 class Hostile(nn.Module):
@@ -132,7 +125,7 @@ def check(name: str) -> None:
     found = integrated_gradients(model, x, targets, 8, batch=2)
     assert found.values.shape == x.shape
     assert found.values.isfinite().all()
-    assert found.values.abs().max() > 0
+    assert bool(found.values.any()) == (name != VANISHING)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from doc_drawings import FIGURES, drawings
 from flows import Sketch, cifar_resnet, densenet, googlenet, hourglass, imagenet_net, transformer, unet, vgg19
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -313,3 +314,9 @@ def test_maps_with_channels_last_have_the_same_size_as_before_and_their_skip_cha
     check(svg, 2)
     assert [len(texts(svg)[size]) for size in ("224×224", "56×56", "1")] == [1, 1, 1]
     assert [dash for _, dash in dashes(svg)] == ["", ""]
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_documentation_are_drawn_by_this_code() -> None:
+    for name, svg in drawings().items():
+        assert (FIGURES / name).read_text(encoding="utf-8") == svg, f"{name} is old: run tests/doc_drawings.py"

@@ -95,6 +95,11 @@ def test_a_module_of_ones_own_is_taken_apart_with_its_inputs_and_left_as_it_was(
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+def test_inputs_that_a_network_does_not_take_are_answered_with_what_can_be_done() -> None:
+    with pytest.raises(RequestError, match=r"does not run on the example inputs, of shape \(1, 3, 16, 16\).*--image-size"):
+        residua.inspect("vgg16", image_size=16)
+
+
 def test_a_module_is_asked_for_with_inputs_and_a_name_without() -> None:
     with pytest.raises(RequestError, match="example inputs"):
         residua.inspect(nn.Linear(2, 2))
@@ -105,10 +110,20 @@ def test_a_module_is_asked_for_with_inputs_and_a_name_without() -> None:
 def test_the_page_answers_first_and_folds_series() -> None:
     text = network_page.network(inspect_model("resnet50", {}, 64))
     assert text.startswith("resnet50 has residual connections.\n16 additions")
-    assert "16 skips: 4 additions projected, 12 additions past by the identity; all proven." in text
+    assert "16 skips: 12 additions over the identity, 4 additions over a projection; all proven." in text
     assert "65,536 = 2^16 paths of 6 to 50 weight layers, 28.0 on average" in text
     assert "11 rows x 5" in text
     assert all(len(line) < 260 for line in text.splitlines())
+
+
+def test_blocks_whose_channels_grow_are_told_once_with_their_ranges() -> None:
+    text = network_page.network(inspect_model("torchvision:densenet121", {}, 32))
+    lines = [line for line in text.splitlines() if line.startswith("features.denseblock3.denselayer1.")]
+    assert len(lines) == 6
+    assert lines[0].endswith("6 rows x 24")
+    assert "1x256…992x2x2" in lines[0]
+    assert "32,768…126,976" in lines[2]
+    assert " after features.norm5: 2071x2071" in text
 
 
 def test_what_repeats_is_folded_where_it_begins() -> None:

@@ -97,6 +97,7 @@ def test_a_file_of_ones_own_is_run_and_its_factory_called(file: Path) -> None:
         ("torchvison:resnet18", ["torchvison", "'torchvision'"]),
         ("resnet21", ["resnet21", "'resnet20'"]),
         ("nowhere.py:build", ["There is no file nowhere.py", "FILE.py:FACTORY"]),
+        ("{file}", ["is a file", "{file}:FACTORY"]),
         ("{file}:built", ["built", "'build'"]),
         ("{file}:number", ["gives int"]),
         ("{file}:fails", ["no luck"]),
@@ -107,12 +108,18 @@ def test_a_wrong_name_is_answered_with_what_is_there(file: Path, name: str, word
         pytest.importorskip(name.partition(":")[0])
     with pytest.raises(RequestError) as error:
         open_network(name.format(file=file), {})
-    assert all(word in str(error.value) for word in words), error.value
+    assert all(word.format(file=file) in str(error.value) for word in words), error.value
 
 
 def test_a_wrong_option_is_answered_with_the_right_ones(file: Path) -> None:
     with pytest.raises(RequestError, match="'depth'"):
         open_network(f"{file}:build", {"dept": 2})
+
+
+def test_an_option_that_transformers_would_forget_is_refused() -> None:
+    pytest.importorskip("transformers")
+    with pytest.raises(RequestError, match="'num_hidden_layers'"):
+        open_network("transformers:BertConfig", {"num_hiden_layers": 2})
 
 
 def test_a_file_that_fails_is_named(tmp_path: Path) -> None:
