@@ -83,16 +83,19 @@ static void total(const shape *s, const double *parts, double *first, double *se
         }
 }
 
-/* Forward. h may be NULL. In training the statistics are the batch's and move the running ones, else the running ones are used.
-   mean, invstd [channels] are kept for the backward pass. Returns 0, or 1 if there is no memory. */
+/* Forward. h may be NULL. By `statistics` they are the batch's, and move the running ones (BATCH), or the running ones (RUNNING);
+   then mean, invstd [channels] receive what was used and are kept for the backward pass. Or they are given in mean, invstd (GIVEN),
+   and the result is the same to the bit as when they were taken. Returns 0, or 1 if there is no memory. */
+enum { RUNNING, BATCH, GIVEN };
+
 int norm_forward(const stored *restrict x, const stored *restrict h, stored *restrict y, const float *weight, const float *bias,
                  float *running_mean, float *running_var, float *mean, float *invstd, long rows, long channels, float eps,
-                 float momentum, int relu, int training) {
+                 float momentum, int relu, int statistics) {
     shape s = shape_of(rows, channels);
     float *scale = malloc(3 * s.wide * sizeof(float)), *shift = scale ? scale + s.wide : 0, *pivot = scale ? shift + s.wide : 0;
     double *parts = malloc(2 * (s.blocks + 1) * channels * sizeof(double)), *sums = parts + 2 * s.blocks * channels;
     int failed = !scale || !parts;
-    if (!failed && training) {
+    if (!failed && statistics == BATCH) {
         for (long c = 0; c < channels; c++) pivot[c] = load(x[c]);
         spread(&s, pivot);
 #pragma omp parallel for schedule(static) reduction(| : failed)
@@ -109,16 +112,16 @@ int norm_forward(const stored *restrict x, const stored *restrict h, stored *res
             free(first);
         }
     }
-    if (!failed && training) total(&s, parts, sums, sums + channels);
+    if (!failed && statistics == BATCH) total(&s, parts, sums, sums + channels);
     for (long c = 0; !failed && c < channels; c++) {
-        if (training) {
+        if (statistics == BATCH) {
             double centre = sums[c] / rows, variance = sums[channels + c] / rows - centre * centre;
             variance = variance < 0 ? 0 : variance;
             mean[c] = (float)(centre + pivot[c]);
             invstd[c] = (float)(1 / sqrt(variance + eps));
             running_mean[c] += momentum * (mean[c] - running_mean[c]);
             running_var[c] += momentum * ((float)(variance * rows / (rows > 1 ? rows - 1 : 1)) - running_var[c]);
-        } else {
+        } else if (statistics == RUNNING) {
             mean[c] = running_mean[c];
             invstd[c] = 1 / sqrtf(running_var[c] + eps);
         }

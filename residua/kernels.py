@@ -29,12 +29,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from residua import sparing
 from residua.machine import cache_folder
+from residua.network import Network
+from residua.sparing import SparingStage
 from residua.unit import Add, Unit
 
-__all__ = ["FusedNorm", "FusedUnit", "available", "fused", "obstacle"]
+__all__ = ["FusedNorm", "FusedUnit", "available", "fused", "obstacle", "spared"]
 
 _FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
+_RUNNING, _BATCH, _GIVEN = range(3)  # where the statistics come from, as in kernels.c
 _MACROS = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
 
 
@@ -107,16 +111,11 @@ class _Normalized(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool, training: bool
     ) -> Tensor:
-        y = torch.empty_like(x)
         mean, invstd = torch.empty_like(weight), torch.empty_like(weight)
-        channels, momentum = x.shape[1], norm.momentum
-        failed = _library(x.dtype).norm_forward(
-            x.data_ptr(), _address(h), y.data_ptr(), weight.data_ptr(), bias.data_ptr(), _address(norm.running_mean),
-            _address(norm.running_var), mean.data_ptr(), invstd.data_ptr(), x.numel() // channels, channels, norm.eps,
-            momentum, relu, training,
-        )  # fmt: skip
-        if failed:
-            raise MemoryError("no memory for the statistics of a normalisation")
+        y = _normalized(x, h, weight, bias, mean, invstd, relu, norm, _BATCH if training else _RUNNING)
+        if training and (spared := sparing.current()) is not None:
+            plain = weight.detach(), bias.detach(), mean, invstd, relu  # weights change only after they were used again
+            spared.norm(y, x, h, lambda x, h: _normalized(x, h, *plain))
         ctx.relu, ctx.training, ctx.added = relu, training, h is not None
         ctx.save_for_backward(x, weight, bias, mean, invstd, *([y] if relu and h is not None else []))
         return y
@@ -138,6 +137,23 @@ class _Normalized(torch.autograd.Function):
         if failed:
             raise MemoryError("no memory for the gradient of a normalisation")
         return dx, (dh if dh is not None else dy) if ctx.added else None, dweight, dbias, None, None, None
+
+
+def _normalized(
+    x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, relu: bool,
+    norm: nn.BatchNorm2d | None = None, statistics: int = _GIVEN,
+) -> Tensor:  # fmt: skip
+    """relu(norm(x) + h) with the statistics in `mean` and `invstd`, or with those that `statistics` says, which are left there."""
+    y = torch.empty_like(x)
+    channels = x.shape[1]
+    running = (None, None, 0.0, 0.0) if norm is None else (norm.running_mean, norm.running_var, norm.eps, norm.momentum)
+    failed = _library(x.dtype).norm_forward(
+        x.data_ptr(), _address(h), y.data_ptr(), weight.data_ptr(), bias.data_ptr(), _address(running[0]), _address(running[1]),
+        mean.data_ptr(), invstd.data_ptr(), x.numel() // channels, channels, running[2], running[3], relu, statistics,
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("no memory for the statistics of a normalisation")
+    return y
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -188,6 +204,23 @@ class FusedUnit(nn.Module):
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         f = self.branch(x, *extra)
         return _apply(self.norm, f, self.shortcut(x), self.relu)
+
+
+def spared(network: Network) -> None:
+    """Has a fused network (the twin that `fused` gave) make maps again in the backward pass as `recompute_every` and
+    `recompute_stages` say: stages of fused units do so bit for bit (`residua.sparing`), the others by a second forward pass."""
+    if not network.recompute_every or len(network.auxiliaries):
+        return
+    stages = len(network.stages) if network.recompute_stages is None else network.recompute_stages
+    twins = [
+        SparingStage(stage, network.recompute_every if index < stages else 0) if _only_fused_units(stage) else stage
+        for index, stage in enumerate(network.stages)
+    ]
+    network.stages = nn.ModuleList(twins)
+
+
+def _only_fused_units(stage: nn.Module) -> bool:
+    return isinstance(stage, nn.Sequential) and all(type(unit) is FusedUnit for unit in stage)
 
 
 def fused(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from residua.plots import INK, grid, shortened, styled, svg
 
@@ -71,6 +71,12 @@ def panel(
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            low, high = axes.get_ylim()
+            between = (2, 5) if high > 3 * low else range(2, 10)
+            axes.yaxis.set_minor_locator(
+                LogLocator(subs=between) if high < 12 * low else LogLocator(subs=range(2, 10), numticks=50)
+            )
+            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}") if high < 12 * low else NullFormatter())
         elif zero:
             axes.set_ylim(bottom=0)
         if top is not None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from residua import kernels
 from residua.errors import RequestError, nearest
 from residua.network import Network
+from residua.sparing import kept_bytes
 from residua.unit import walk
 
 __all__ = ["PLANS", "Length", "Plan", "Trial", "activation_bytes", "apply", "choose", "compiled", "measure"]
@@ -133,7 +134,10 @@ def compile_obstacle(network: Network, device: torch.device) -> str | None:
 def compiled(network: Network, plan: Plan) -> nn.Module | Callable[[Tensor], Tensor]:
     """The network's forward under the plan, sharing its weights; compiled without graph breaks, or it raises."""
     if plan.fused:
-        return kernels.fused(network)
+        twin = kernels.fused(network)
+        if isinstance(twin, Network):
+            kernels.spared(twin)
+        return twin
     if plan.compile == "none":
         return network
     if plan.compile == "stages":
@@ -267,16 +271,11 @@ def activation_bytes(network: Network, images: Tensor, plan: Plan) -> int:
     left as it was."""
     seen: dict[int, int] = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> None:
         if not isinstance(tensor, nn.Parameter):
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
 
     devices = [images.device] if images.device.type == "cuda" else []
-    with (
-        torch.random.fork_rng(devices=devices),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-        plan.autocast(images.device),
-    ):
-        network(images)
+    with torch.random.fork_rng(devices=devices), kept_bytes(keep), plan.autocast(images.device):
+        (compiled(network, plan) if plan.fused else network)(images)
     return sum(seen.values()) // len(images)

@@ -80,7 +80,11 @@ def _section(analysis: Analysis, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _used(used: Mapping[str, Any], seconds: float | None) -> str:
-    parts = [
-        counted(item, key.removesuffix("s")) if isinstance(item, int) else f"{key} {value(item)}" for key, item in used.items()
-    ]
+    parts = [counted(item, _single(key), key) if isinstance(item, int) else f"{key} {value(item)}" for key, item in used.items()]
     return ", ".join([*parts, duration(seconds)])
+
+
+def _single(things: str) -> str:
+    """ "path of each image" of "paths of each image"."""
+    head, of, rest = things.partition(" of ")
+    return head.removesuffix("s") + of + rest

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from residua import keyed, optim
-from residua.augment import Key, Mix, transformed
+from residua.augment import Key, Mix, resized, side_at, transformed
 from residua.batches import Batch, Share, even_cuts
 from residua.errors import RunError
 from residua.network import Network
@@ -79,6 +79,7 @@ class Step:
         if self.share.world == 1:
             self.forward = self.twin if plan.fused else compiled(network, plan)
         self.head_only: bool | None = None
+        self.standing = network.recompute_every > 0 and self.share.world == 1
         self.train()
         self.last = Outcome(math.nan, math.nan, math.nan, 0)
 
@@ -87,7 +88,7 @@ class Step:
         self._enter(batch.step < round(self.recipe.optim.head_first * self.total_steps))
         factor = optim.learning_rate_factor(self.recipe.schedule, batch.step / self.total_steps)
         optim.set_learning_rate(self.optimizer, factor)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self.standing)
         count = self._over_processes(torch.tensor([float(batch.valid.sum())], dtype=torch.float64))[0].item()
         sums = self._over_processes(self._gradients(batch, max(1.0, count)))
         loss, wrong = (sums / max(1.0, count)).tolist()
@@ -111,6 +112,9 @@ class Step:
         head = {id(parameter) for parameter in list(self.network.depth_order())[-1]}
         for parameter in self.network.parameters():
             parameter.requires_grad_(not head_only or id(parameter) in head)
+            # Where memory is short gradients keep their places. Those that come and go leave holes among the maps that no map
+            # fits into: a tenth of the memory of ResNet-110.
+            parameter.grad = torch.zeros_like(parameter) if self.standing and parameter.requires_grad else None
         self.train()
         if self.share.world > 1:
             self.parallel = self.forward = None  # its hooks go with it
@@ -146,6 +150,7 @@ class Step:
             return torch.zeros(2, dtype=torch.float64, device=self.device)
         key = Key(self.recipe.seed, batch.epoch)
         x, mix = transformed(images.to(self.device, non_blocking=True), self.recipe.augment, self.normalization, key, draws)
+        x = resized(x, side_at(self.recipe.augment.sides, batch.step / self.total_steps))
         torch.manual_seed(keyed.generator_seed(self.recipe.seed, "network", batch.step, index, self.share.rank))
         draw_depth(self.sampled, self.recipe.seed, batch.step, index)
         with self.plan.autocast(self.device):

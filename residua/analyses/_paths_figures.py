@@ -11,6 +11,8 @@ from residua.wording import counted, decimal, percent
 
 __all__ = ["draw", "read"]
 
+ALIKE = 0.05  # mean lengths that differ by less count as the same
+
 
 def draw(results: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
     size, together, shares = [], [], []
@@ -57,8 +59,8 @@ def draw(results: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
 
 def read(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     how = (
-        "Long paths are many but hand on little gradient, so that the product of number and norm peaks at short lengths: "
-        "the further it lies to the left of the dashed curve, the more the network trains like an ensemble of shallow ones."
+        "If every path handed on equally much gradient, the product of number and norm would follow the dashed curve: the "
+        "further it lies to the left, the more the network trains like an ensemble of shallow ones (veit2016)."
     )
     said = []
     for name, result in results.items():
@@ -69,7 +71,14 @@ def read(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
         said.append(
             f"in {name} lengths {reach['from']} to {reach['to']} of {result['length'][0]} to {result['length'][-1]} carry "
             f"{percent(100 * reach['share'], 0)} of it and are {percent(100 * reach['share_of_paths'])} of all paths; the mean "
-            f"length is {decimal(result['mean_effective_length'])} by gradient and {decimal(result['mean_length'])} by number"
+            f"length is {decimal(result['mean_effective_length'])} by gradient and {decimal(result['mean_length'])} by number, "
+            f"so that the gradient comes over {_compared(result['mean_effective_length'], result['mean_length'])}"
         )
     text = "; ".join(said) + "."
     return how, text[0].upper() + text[1:]
+
+
+def _compared(by_gradient: float, by_number: float) -> str:
+    if by_gradient < (1 - ALIKE) * by_number:
+        return "shorter paths than most are"
+    return "longer paths than most are" if by_gradient > (1 + ALIKE) * by_number else "paths as long as most are"
