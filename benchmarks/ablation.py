@@ -1,6 +1,7 @@
 """What each part of a recipe is worth: the recipe against itself with one part taken out, over several seeds.
 
     python benchmarks/ablation.py cifar10 --data-dir DIR --model resnet20 --epochs 3 --seeds 1 [--variant NAME:FIELD=VALUE,...]
+    [--json FILE]
 
 Every run is a real run of `residua.train` in a process of its own; errors are those of the final split, of the final weights.
 Prints a table (mean, standard deviation, difference to the whole recipe with its standard error) and writes it as JSON.
@@ -9,7 +10,6 @@ Prints a table (mean, standard deviation, difference to the whole recipe with it
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import tempfile
@@ -17,6 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import form
 
 # What is left when a part of `fast` is taken out. Each is the usual choice where one has not thought about it.
 PARTS: dict[str, dict[str, Any]] = {
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument(
         "--variant", action="append", default=[], help="NAME:FIELD=VALUE,FIELD=VALUE instead of the parts of `fast`"
     )
-    parser.add_argument("--out", type=Path, default=Path("ablation.json"))
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     from residua.recipe import parse_overrides
@@ -106,7 +108,17 @@ def main() -> None:
     print(f"\n{'variant':<48}{'error %':>9}{'sd':>7}{'gap':>8}{'+-':>7}")
     for row in rows:
         print(f"{row['variant']:<48}{row['error']:>9.2f}{row['sd']:>7.2f}{row['gap']:>+8.2f}{row['gap_se']:>7.2f}")
-    options.out.write_text(json.dumps({"request": request, "rows": rows, "results": results, "seconds": seconds}, indent=1))
+    columns = {
+        "variant": "variant",
+        "error": "error, %",
+        "sd": "sd",
+        "gap": "to the whole recipe",
+        "gap_se": "standard error",
+        "seeds": "seeds",
+    }
+    named = [{columns[key]: value for key, value in row.items()} for row in rows]
+    raw = {"request": request, "errors": results, "training_seconds": seconds}
+    form.write(options.json, form.result("ablation", named, raw=raw))
 
 
 if __name__ == "__main__":

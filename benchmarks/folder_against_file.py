@@ -1,6 +1,6 @@
 """The same images from the original CIFAR-10 file and from a folder of PNGs, in memory and streamed: equal accuracy within noise.
 
-    python benchmarks/folder_against_file.py --data-dir DIR [--images 2000] [--seeds 3]
+    python benchmarks/folder_against_file.py --data-dir DIR [--images 2000] [--seeds 3] [--json FILE]
 
 Writes the first `--images` training and as many test images, balanced over the classes, as PNGs (train/CLASS/..., test/CLASS/...)
 and, in the format of the original, as a smaller file; then trains three ways with all else at its default. The order of the
@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import form
 import torch
 from PIL import Image
 
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plan", default="bf16", help="one plan for all, so that only the way of the images differs")
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     from residua.evaluation import evaluate
@@ -97,9 +99,12 @@ def main() -> None:
                 reached[way].append(accuracy)
                 print(f"seed {seed}  {way:<20} accuracy {accuracy:6.2f} %  training {seconds:6.1f} s", flush=True)
     print()
+    rows = []
     for way, values in reached.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         print(f"{way:<20} mean {statistics.mean(values):6.2f} %  standard deviation {spread:5.2f}")
+        rows.append({"way": way, "accuracy, %": statistics.mean(values), "sd": spread, "seeds": len(values)})
+    form.write(options.json, form.result("folder-against-file", rows, raw={"accuracy": reached}))
 
 
 if __name__ == "__main__":

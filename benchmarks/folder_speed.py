@@ -16,7 +16,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -27,6 +26,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import form
 
 BATCH, SIZE, CLASSES = 128, 224, 4
 
@@ -144,20 +145,6 @@ def table(rates: dict[str, list[float]]) -> list[str]:
     return lines
 
 
-def versions() -> dict[str, Any]:
-    """What the figures hang on."""
-    import PIL
-    import torch
-    import torchvision
-    from PIL import features
-
-    return {
-        "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
-        "torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__,
-        "libjpeg-turbo": features.version("libjpeg_turbo"),
-    }  # fmt: skip
-
-
 def main() -> None:
     """Alternates the sides and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,9 +170,15 @@ def main() -> None:
                 f"round {number + 1}: " + ", ".join(f"{side} {rates[side][-1]:.0f}" for side in SIDES) + " images/s", flush=True
             )
     print("\n" + "\n".join(table(rates)))
-    if options.json:
-        ratios = [ours / usual for ours, usual in zip(rates[OURS], rates[USUAL])]
-        options.json.write_text(json.dumps({**versions(), "command": sys.argv, "rates": rates, "ratios": ratios}, indent=1))
+    from PIL import features
+
+    rows = []
+    for side, rate in rates.items():
+        ratios = [ours / usual for ours, usual in zip(rate, rates[USUAL])]
+        rows.append({"way": side, "images/s": statistics.median(rate), **form.spread(ratios, f"against {USUAL}")})
+    decoding = {f"{side}, images/s": statistics.median(rates[side]) for side in list(SIDES)[2:]}
+    decoder = f"libjpeg-turbo {features.version('libjpeg_turbo')} in Pillow."
+    form.write(options.json, form.result("folder-speed", rows, ceiling=decoding, notes=[decoder], raw={"images/s": rates}))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import form
 
 WAYS = (
     "ours", "ours-fp32", "onnxruntime", "eager-fp32", "eager-bf16-channels-last", "compile-bf16", "compile-bf16-frozen",
@@ -260,22 +261,37 @@ def run_errors(path: str, data_dir: str) -> dict[str, Any]:
     }
 
 
-def facts() -> dict[str, Any]:
-    import torch
+def timing_rows(batch: int, summarised: dict[str, Any], peer: str) -> list[dict[str, Any]]:
+    """The rows of one batch size."""
+    rows = []
+    for way, row in summarised.items():
+        low, high = row["ratio_range"] or (None, None)
+        rows.append(
+            {"batch": batch, "way": way, "ms a batch": row["milliseconds"], "images/s": row["images_per_second"],
+             f"against {peer}": row["ratio"], "least": low, "greatest": high, "share of the ceiling": row["share_of_ceiling"],
+             "start, s": row["start_seconds"]}
+        )  # fmt: skip
+    return rows
 
-    from residua.machine import hardware, versions
 
-    other = {}
-    try:
-        import onnxruntime
+def agreement_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the second form."""
+    count = found["images"]
+    return [
+        {"way": way, "images": count, "same largest logit as onnxruntime": same,
+         "largest difference of a logit, of their spread": found["largest_difference_over_spread"][way]}
+        for way, same in found["same_argmax"].items()
+    ]  # fmt: skip
 
-        other["onnxruntime"] = onnxruntime.__version__
-    except ImportError:
-        pass
-    return {
-        "date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads(), "platform": platform.platform(),
-        "hardware": hardware(torch.device("cpu")), "versions": {**versions(), **other}, "command": " ".join(sys.argv),
-    }  # fmt: skip
+
+def run_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a trained run."""
+    return [
+        {"way": way, "images": row["images"], "errors": row["errors"],
+         "same answer as eager fp32": row["same_argmax_as_eager_fp32"],
+         "largest difference of a probability": row["largest_difference_of_probability"]}
+        for way, row in found.items()
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -289,30 +305,38 @@ def main() -> None:
     parser.add_argument("--agreement", type=int, default=0, metavar="IMAGES")
     parser.add_argument("--run", default="")
     parser.add_argument("--data-dir", default=os.environ.get("RESIDUA_DATA", ""))
-    parser.add_argument("--json", default="")
+    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    result: dict[str, Any] = {"benchmark": "inference", "model": asked.model, **facts()}
-    if asked.agreement or asked.run:
-        if asked.agreement:
-            result["agreement"] = agreement(asked.model, asked.agreement, asked.ways, asked.data_dir)
-        if asked.run:
-            result["run"] = run_errors(asked.run, asked.data_dir)
-        print(json.dumps({name: result[name] for name in ("agreement", "run") if name in result}, indent=1))
-    else:
-        from residua.cost import multiply_adds
+    if asked.agreement:
+        found = agreement(asked.model, asked.agreement, asked.ways, asked.data_dir)
+        print(json.dumps(found, indent=1))
+        note = (
+            f"The network has random weights and the batch statistics of 64 of the images; {found['classes_predicted']} classes "
+            f"are given, and the largest logit leads by {found['median_margin_over_spread']:.2f} spreads of the logits (median)."
+        )
+        form.write(asked.json, form.result(f"inference-{asked.model}-agreement", agreement_rows(found), notes=[note], raw=found))
+        return
+    if asked.run:
+        found = run_errors(asked.run, asked.data_dir)
+        print(json.dumps(found, indent=1))
+        form.write(asked.json, form.result("inference-run", run_rows(found), raw=found))
+        return
+    from residua.cost import multiply_adds
 
-        rates = {dtype: matrix_rate(dtype) for dtype in ("float32", "bfloat16")}
-        macs = multiply_adds(network(asked.model), (3, SIDE, SIDE))
-        shown = ", ".join(f"{dtype} {2e-9 * rate:.0f} GFLOP/s" for dtype, rate in rates.items())
-        print(f"{asked.model}: {macs / 1e9:.2f} G multiply-adds an image; products of matrices: {shown}")
-        result |= {"multiply_adds": macs, "multiply_adds_per_second": rates, "timings": []}
-        for batch in asked.batch:
-            measured = timed(asked.model, batch, asked.ways, asked.rounds, asked.seconds)
-            rows = summary(measured, asked.peer, macs, rates)
-            show(batch, rows, asked.peer)
-            result["timings"].append({**measured, "summary": rows})
-    if asked.json:
-        Path(asked.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    rates = {dtype: matrix_rate(dtype) for dtype in ("float32", "bfloat16")}
+    macs = multiply_adds(network(asked.model), (3, SIDE, SIDE))
+    shown = ", ".join(f"{dtype} {2e-9 * rate:.0f} GFLOP/s" for dtype, rate in rates.items())
+    print(f"{asked.model}: {macs / 1e9:.2f} G multiply-adds an image; products of matrices: {shown}")
+    timings, rows = [], []
+    for batch in asked.batch:
+        measured = timed(asked.model, batch, asked.ways, asked.rounds, asked.seconds)
+        summarised = summary(measured, asked.peer, macs, rates)
+        show(batch, summarised, asked.peer)
+        timings.append(measured)
+        rows += timing_rows(batch, summarised, asked.peer)
+    ceiling = {f"products of matrices in {dtype}, GFLOP/s": 2e-9 * rate for dtype, rate in rates.items()}
+    ceiling["multiply-adds an image, G"] = macs / 1e9
+    form.write(asked.json, form.result(f"inference-{asked.model}", rows, ceiling=ceiling, raw={"timings": timings}))
 
 
 if __name__ == "__main__":

@@ -268,6 +268,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="the save interval")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="threads of the training; more need as many idle cores")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="a new folder for images and runs, which stays")
     options = parser.parse_args()
     if options.keep:
@@ -315,6 +316,13 @@ def tested(options: argparse.Namespace, folder: Path) -> int:
         "sha256": expected, "runs": [asdict(outcome) for outcome in outcomes],
     }  # fmt: skip
     print(json.dumps(card))
+    import form
+
+    rows = [
+        {"workers": outcome.workers, "kills": len(outcome.kills), "inside a save": outcome.inside, "equal": not outcome.wrong}
+        for outcome in outcomes
+    ]
+    form.write(options.json, form.result("kill-test", rows, raw=card))
     return 0 if passed else 1
 
 

@@ -1,6 +1,6 @@
 """Training throughput: ours beside the same network written the usual way, in turn, in one run.
 
-    python benchmarks/throughput.py --data-dir DIR [--rounds 5] [--seconds 20] [--first-step]
+    python benchmarks/throughput.py --data-dir DIR [--rounds 5] [--seconds 20] [--first-step] [--json FILE]
 
 Both train ResNet-20 on CIFAR-10 at batch 128 with padding-4 crops and flips. The usual way: eager, fp32, contiguous, and
 torchvision's transforms in a DataLoader with two workers. Ours: the step and the batches of `residua train`, under the plans
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +19,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import form
 
 BATCH = 128
 
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", default=["bf16", "bf16-compile"])
     parser.add_argument("--first-step", action="store_true")
     parser.add_argument("--turn", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path("throughput.json"))
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.turn:
         turn(options.turn, options.data_dir, options.seconds)
@@ -202,8 +202,12 @@ def main() -> None:
         }
         for name, seconds in starts.items():
             print(f"from the command to the end of the first step, {name}: {seconds:.1f} s")
-    machine = {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-    options.out.write_text(json.dumps({**machine, "rates": rates, "ratios": ratios, "first_step": starts}, indent=1))
+    rows = [
+        {"way": side, "images/s": statistics.median(rates[side]), **form.spread(ratios[side], "against the usual way")}
+        for side in sides
+    ]
+    notes = [f"From the command to the end of the first step, {name}: {seconds:.1f} s." for name, seconds in starts.items()]
+    form.write(options.json, form.result("throughput", rows, notes=notes, raw={"images/s": rates}))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import form
 
 # name: (our name, batch, side, peer)
 CASES: dict[str, tuple[str, int, int, str]] = {
@@ -169,7 +170,7 @@ def main() -> None:
         return
     ways = [way.strip() for way in arguments.ways.replace("ours, SGD", "ours; SGD").split(",")]
     ways = [way.replace(";", ",") for way in ways]
-    found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": platform.processor(), "cases": {}}
+    cases: dict[str, Any] = {}
     for name in arguments.only or CASES:
         turns: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
         rates = []
@@ -182,10 +183,9 @@ def main() -> None:
                     print(f"{name}, {way}: {out.stderr.strip().splitlines()[-1]}", file=sys.stderr)
                     continue
                 turns[way].append(json.loads(out.stdout.splitlines()[-1]))
-        found["cases"][name] = case = summary(name, turns, rates)
+        cases[name] = case = summary(name, turns, rates)
         print(table(name, case), flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(found, indent=1))
+        form.write(arguments.json, written(cases))
 
 
 def summary(name: str, turns: dict[str, list[dict[str, Any]]], rates: list[dict[str, float]]) -> dict[str, Any]:
@@ -211,6 +211,23 @@ def summary(name: str, turns: dict[str, list[dict[str, Any]]], rates: list[dict[
     return case
 
 
+def written(cases: dict[str, Any]) -> dict[str, Any]:
+    """The result so far, in the form of all benchmarks."""
+    rows, ceiling = [], {}
+    for name, case in cases.items():
+        ceiling[f"{name}, images/s"] = case["ceiling"]
+        for way, found in case["ways"].items():
+            speed = statistics.median(found["images_per_second"])
+            row = {"network": name, "way": way, "images/s": speed, "share of the ceiling": speed / case["ceiling"]}
+            for against in ("default", "best"):
+                ratio = case["ratios"].get(f"{way} / {case['best'] if against == 'best' else against}", {})
+                row |= {f"against {against}": ratio.get("median"), f"least, {against}": ratio.get("low"),
+                        f"greatest, {against}": ratio.get("high")}  # fmt: skip
+            rows.append({**row, "peak MiB": found["peak_mib"], "what": found["detail"]})
+    note = 'The ratios of "best" are to the faster of the two best ways, each taken within a round.'
+    return form.result("training", rows, ceiling=ceiling, notes=[note], raw={"cases": cases})
+
+
 def table(name: str, case: dict[str, Any]) -> str:
     lines = [f"{name}: ceiling {case['ceiling']:.0f} images/s"]
     for way, found in case["ways"].items():
@@ -222,5 +239,4 @@ def table(name: str, case: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()
