@@ -20,7 +20,7 @@ from torch import nn
 
 from residua.layers import Towers, conv_norm_act
 
-__all__ = ["at_full_size", "chain", "series", "towers"]
+__all__ = ["at_full_size", "chain", "series", "towers", "with_width"]
 
 _STEP = re.compile(r"(?:(max|avg) )?(\d+)x(\d+)(?: (\d+))?( /2)?( V)?")
 
@@ -82,6 +82,13 @@ def at_full_size(part: str | tuple[str, ...]) -> str | tuple[str, ...]:
         return tuple(str(at_full_size(steps)) for steps in part)
     steps = part.replace(" /2", "").replace(" V", "").split(", ")
     return ", ".join([step for step in steps if not step.startswith("max")] or steps)
+
+
+def with_width(part: str | tuple[str, ...], width: float) -> str | tuple[str, ...]:
+    """The same layers with `width` times as many maps, rounded and at least 1."""
+    if isinstance(part, tuple):
+        return tuple(str(with_width(steps, width)) for steps in part)
+    return re.sub(r"(?<=x)(\d+) (\d+)", lambda found: f"{found[1]} {max(1, round(width * int(found[2])))}", part)
 
 
 def _step(channels: int, step: str, normalization: str, eps: float, count_padding: bool) -> tuple[nn.Module, int]:

@@ -204,3 +204,19 @@ def test_the_stem_for_small_images_has_the_same_weights_and_keeps_the_size(name:
 def test_what_cannot_be_built_is_refused_with_what_can(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         create_model(name, **options)
+
+
+@pytest.mark.parametrize("name", ["inception_resnet_v1", "inception_resnet_v2", "inception_v4"])
+def test_a_narrower_network_has_its_share_of_the_maps(name: str) -> None:
+    """Every width of the figures is a multiple of 16, so that half of the width halves all maps exactly."""
+    with torch.device("meta"):
+        whole, half = (create_model(name, width=width, num_classes=10) for width in (1, 0.5))
+    pairs = [
+        (a.out_channels, b.out_channels)
+        for a, b in zip(whole.modules(), half.modules())
+        if isinstance(a, nn.Conv2d) and isinstance(b, nn.Conv2d)
+    ]
+    assert len(pairs) > 60
+    assert all(a == 2 * b for a, b in pairs)
+    with pytest.raises(RequestError, match="width is a factor"):
+        create_model(name, width=0)

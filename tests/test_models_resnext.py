@@ -251,3 +251,21 @@ def test_what_cannot_be_built_is_refused_with_what_can(name: str, options: dict[
     with pytest.raises(RequestError) as refused:
         create_model(name, **options)
     assert words in str(refused.value)
+
+
+# --------------------------------------------------------------------------------------------------------- narrower ones
+
+
+def test_a_narrower_network_has_the_same_form_with_a_fourth_of_the_maps() -> None:
+    """All weights of convolutions between units have 1/16 of their number with a fourth of outer and width."""
+    whole, narrow = (on_meta("cifar_resnext", depth=20, cardinality=4, width=w, outer=o) for w, o in ((24, 256), (6, 64)))
+    for (path, big), (other, small) in zip(whole.stages.named_parameters(), narrow.stages.named_parameters()):
+        assert path == other
+        assert big.numel() == small.numel() * (16 if big.ndim == 4 else 4)
+    assert narrow.feature_channels == (64, 128, 256)
+
+
+@pytest.mark.parametrize("outer", [0, 30, 2.5])
+def test_an_outer_width_that_is_no_multiple_of_4_is_refused(outer: float) -> None:
+    with pytest.raises(RequestError, match="outer must be a multiple of 4"):
+        create_model("cifar_resnext", outer=outer)

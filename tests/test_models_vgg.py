@@ -155,3 +155,13 @@ def test_the_linear_head_makes_a_network_for_images_of_32_pixels() -> None:
 def test_what_cannot_be_built_is_refused_with_what_can(options: dict[str, Any], words: str) -> None:
     with pytest.raises(RequestError, match=words):
         create_model("vgg", **options)
+
+
+def test_a_narrower_network_has_its_share_of_the_channels() -> None:
+    with torch.device("meta"):
+        model = create_model("vgg16", width=0.25, head="linear", num_classes=10)
+    widths = [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert widths == [16, 16, 32, 32, 64, 64, 64, *[128] * 6]
+    assert model.feature_channels == (32, 64, 128, 128)
+    with pytest.raises(RequestError, match="whole number of channels"):
+        create_model("vgg16", width=0.3)

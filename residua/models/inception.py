@@ -26,7 +26,7 @@ from residua.errors import RequestError
 from residua.layers import AtLeast, conv_norm_act, he_normal_, norm, sequence
 from residua.network import Auxiliary, Head, Network, Stage
 from residua.published import Published
-from residua.towers import at_full_size, series
+from residua.towers import at_full_size, series, with_width
 
 __all__ = ["bn_inception", "inception_v3", "inception_v4"]
 
@@ -175,12 +175,16 @@ def build_inception_v4(
     in_channels: int = 3,
     normalization: str = "batch",
     dropout: float = 0.2,
+    width: float = 1,
 ) -> Network:
     """Figure 9 of Szegedy et al. 2016, for 299 pixels (at least 75). `stem` is that of `build_inception_v3`; `normalization` is
-    "batch", "group" or "none"; `dropout` acts before the classifier."""
+    "batch", "group" or "none"; `dropout` acts before the classifier; `width` is a factor above 0 of the maps of all layers, which
+    are rounded."""
     check(stem, normalization, dropout)
-    parts, channels = series(in_channels, stem_parts(STEM_V4, stem), normalization=normalization)
-    network = _network(nn.Sequential(*parts), channels, _STAGES_V4, num_classes, normalization, dropout, stem)
+    check_width(width)
+    parts, channels = series(in_channels, stem_parts(STEM_V4, stem, width), normalization=normalization)
+    stages = tuple(tuple(tuple(with_width(module, width)) for module in modules) for modules in _STAGES_V4)
+    network = _network(nn.Sequential(*parts), channels, stages, num_classes, normalization, dropout, stem)
     he_normal_(network)
     return network
 
@@ -194,9 +198,16 @@ def check(stem: str, normalization: str, dropout: float) -> None:
         raise RequestError(f"dropout is a probability in [0, 1), not {dropout}.")
 
 
-def stem_parts(parts: tuple[str | Modules, ...], stem: str) -> tuple[str | Modules, ...]:
-    """The parts of the stem as the paper has them, or at stride 1 for small images."""
-    return parts if stem == "imagenet" else tuple(map(at_full_size, parts))
+def check_width(width: float) -> None:
+    """Raises `RequestError` for a factor that is not above 0."""
+    if not isinstance(width, (int, float)) or not 0 < width <= 16:
+        raise RequestError(f"width is a factor above 0 and at most 16, such as 0.25 or 1, not {width!r}.")
+
+
+def stem_parts(parts: tuple[str | Modules, ...], stem: str, width: float = 1) -> tuple[str | Modules, ...]:
+    """The parts of the stem as the paper has them, or at stride 1 for small images; with `width` times as many maps."""
+    narrowed = tuple(with_width(part, width) for part in parts)
+    return narrowed if stem == "imagenet" else tuple(map(at_full_size, narrowed))
 
 
 def _network(

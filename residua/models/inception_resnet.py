@@ -15,17 +15,17 @@ module behind it, 10, 20 and 10 units instead of 5, 10 and 5, other widths, a la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from residua.errors import RequestError
 from residua.layers import Scale, activation, he_normal_, sequence
-from residua.models.inception import STEM_V3, STEM_V4, Modules, check, reduction_a, stem_parts
+from residua.models.inception import STEM_V3, STEM_V4, Modules, check, check_width, reduction_a, stem_parts
 from residua.network import Head, Network, Stage
 from residua.published import Published
-from residua.towers import series, towers
+from residua.towers import series, towers, with_width
 from residua.unit import Unit
 
 __all__ = ["inception_resnet_v1", "inception_resnet_v2", "inception_resnet"]
@@ -98,34 +98,39 @@ def inception_resnet(
     plain: bool = False,
     normalization: str = "batch",
     dropout: float = 0.2,
+    width: float = 1,
 ) -> Network:
     """Figure 15, for 299 pixels (at least 75). `version` is "v1" or "v2"; `variant` "paper" or, of v2, "tensorflow".
 
     `scale` is the residual scaling, one number or one for each of the three stages (0: each unit is its shortcut; 1: none).
     `stem` is "imagenet" or "small" (the same layers at stride 1, for images of 15 to some 64 pixels).
     `plain` leaves out the shortcuts; `normalization` is "batch", "group" or "none"; `dropout` acts before the classifier.
+    `width` is a factor above 0 of the maps of all layers, which are rounded.
     """
     form = FORMS.get((version, variant))
     if form is None:
         known = ", ".join(f"{version!r} with {variant!r}" for version, variant in FORMS)
         raise RequestError(f"There is no Inception-ResNet {version!r} with variant {variant!r}: there is {known}.")
     check(stem, normalization, dropout)
+    check_width(width)
     scales = tuple(scale) if isinstance(scale, Sequence) else (scale,) * 3
     if len(scales) != 3:
         raise RequestError(f"scale is one number or one for each of the three stages, not {len(scales)} numbers.")
-    parts, channels = series(in_channels, stem_parts(form.stem, stem), normalization=normalization)
+    parts, channels = series(in_channels, stem_parts(form.stem, stem, width), normalization=normalization)
     stages, features = [], []
     for index, (chains, count, factor) in enumerate(zip(form.towers, form.units, scales)):
         stage = Stage()
         if index:
-            (reduction,), channels = series(channels, [form.reductions[index - 1]], normalization=normalization)
+            (reduction,), channels = series(
+                channels, [with_width(form.reductions[index - 1], width)], normalization=normalization
+            )
             stage.append(reduction)
         for place in range(count):
             bare = form.bare_last and index == 2 and place == count - 1
-            stage.append(_unit(channels, chains, None if bare else factor, plain, normalization))
+            stage.append(_unit(channels, with_width(chains, width), None if bare else factor, plain, normalization))
         stages.append(stage)
         if index == 2:
-            last, channels = series(channels, form.last, normalization=normalization)
+            last, channels = series(channels, [with_width(part, width) for part in form.last], normalization=normalization)
             stage.extend(last)
         features.append(channels)
     network = Network(
@@ -139,7 +144,7 @@ def inception_resnet(
     return network
 
 
-def _unit(channels: int, chains: Modules, factor: float | None, plain: bool, normalization: str) -> Unit:
+def _unit(channels: int, chains: Iterable[str], factor: float | None, plain: bool, normalization: str) -> Unit:
     """`factor` None: neither scaling nor activation."""
     parallel, width = towers(channels, chains, normalization=normalization)
     branch = sequence(towers=parallel, expand=nn.Conv2d(width, channels, 1))

@@ -81,13 +81,17 @@ def cifar_resnext(
     num_classes: int = 10,
     in_channels: int = 3,
     plain: bool = False,
+    outer: int = 256,
     stem: str = "small",
     normalization: str = "batch",
 ) -> Network:
     """Appendix A: depth = 9n + 2 layers, a stem of 64 maps and three stages of n units with outputs of 256, 512, 1024 maps.
 
-    The options are those of `imagenet_resnext`.
+    `outer` are the maps that the first stage's units give, a multiple of 4; the stem has a fourth of them, and the further
+    stages two and four times as many. The other options are those of `imagenet_resnext`.
     """
+    if not isinstance(outer, int) or outer < 4 or outer % 4:
+        raise RequestError(f"outer must be a multiple of 4 of at least 4, such as 256 or 64, not {outer!r}.")
     if not isinstance(depth, int) or depth < 11 or depth % 9 != 2:
         below = max(11, (int(depth) - 2) // 9 * 9 + 2)
         raise RequestError(
@@ -95,7 +99,7 @@ def cifar_resnext(
         )
     return _network(
         ((depth - 2) // 9,) * 3, cardinality, width, form, num_classes=num_classes, in_channels=in_channels, plain=plain,
-        stem=stem, normalization=normalization,
+        stem=stem, normalization=normalization, first_outer=outer,
     )  # fmt: skip
 
 
@@ -122,8 +126,10 @@ def _network(
     plain: bool,
     stem: str,
     normalization: str,
+    first_outer: int = 256,
 ) -> Network:
-    """Stages of `units[i]` units with C paths of width d 2**i and 256 * 2**i maps; every stage but the first halves the size."""
+    """Stages of `units[i]` units with C paths of width d 2**i and 256 * 2**i maps (`first_outer` for 256); every stage but the
+    first halves the size."""
     for name, value, valid in (
         ("form", form, FORMS),
         ("stem", stem, tuple(STEMS)),
@@ -135,9 +141,9 @@ def _network(
         if not isinstance(number, int) or number < 1:
             raise RequestError(f"{name} must be a whole number of at least 1, not {number!r}.")
     make_stem, reduction = STEMS[stem]
-    channels, stages, features = 64, [], []
+    channels, stages, features = first_outer // 4, [], []
     for index, count in enumerate(units):
-        stage, outer = Stage(), 256 * 2**index
+        stage, outer = Stage(), first_outer * 2**index
         for position in range(count):
             stride = 2 if index and not position else 1
             branch = _branch(form, channels, cardinality, width * 2**index, outer, stride, normalization)
@@ -147,7 +153,7 @@ def _network(
         stages.append(stage)
         features.append(channels)
     network = Network(
-        make_stem(in_channels, 64, normalization=normalization),
+        make_stem(in_channels, first_outer // 4, normalization=normalization),
         stages,
         Head(channels, num_classes),
         feature_channels=features,

@@ -45,6 +45,7 @@ def vgg(
     normalization: str = "none",
     head: str = "fully-connected",
     dropout: float = 0.5,
+    width: float = 1,
 ) -> Network:
     """Table 1: `configuration` "A", "A-LRN" (local response normalisation after the first layer), "B", "C" (the third layer of a
     group is 1x1), "D" or "E".
@@ -52,7 +53,7 @@ def vgg(
     The stem is the first group of layers and its pooling, the stages are the other four. `normalization` "none", "batch" or
     "group" acts between convolution and ReLU. `head` is "fully-connected" (4096, 4096, `num_classes`; 90 % of the weights of
     VGG-16) or "linear" (global average pooling and one layer, the usual choice for images of 32 pixels). `dropout` acts in the
-    head.
+    head. `width` is a factor of the channels of the convolutions, which it must leave whole numbers (64 and 512 of them at 1).
     """
     for name, value, valid in (
         ("configuration", configuration, tuple(CONFIGURATIONS)),
@@ -63,15 +64,18 @@ def vgg(
             raise RequestError(f"{name} {value!r} is none of {', '.join(map(repr, valid))}.")
     if not 0 <= dropout < 1:
         raise RequestError(f"dropout is a probability in [0, 1), not {dropout}.")
+    widths = [int(width * full) for full in WIDTHS]
+    if widths[0] < 1 or widths[0] != width * WIDTHS[0]:
+        raise RequestError(f"width must make 64 times itself a whole number of channels, such as 0.25, 0.5 or 1, not {width!r}.")
     stages, channels = [], in_channels
-    for width, count in zip(WIDTHS, CONFIGURATIONS[configuration]):
+    for maps, count in zip(widths, CONFIGURATIONS[configuration]):
         stage = Stage()
         for place in range(count):
             kernel = 1 if configuration == "C" and place == 2 else 3
-            stage.append(conv_norm_act(channels, width, kernel, bias=True, normalization=normalization))
+            stage.append(conv_norm_act(channels, maps, kernel, bias=True, normalization=normalization))
             if configuration == "A-LRN" and channels == in_channels:
                 stage.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))  # torch divides alpha by the 5 channels
-            channels = width
+            channels = maps
         stage.append(nn.MaxPool2d(2, 2))
         stages.append(stage)
     hidden = (4096, 4096) if head == "fully-connected" else ()
@@ -79,7 +83,7 @@ def vgg(
         stages[0],
         stages[1:],
         fully_connected_head(channels, 7, hidden, num_classes, dropout) if hidden else Head(channels, num_classes, dropout),
-        feature_channels=WIDTHS[1:],
+        feature_channels=widths[1:],
         feature_reductions=(4, 8, 16, 32),
     )
     for module in network.modules():

@@ -1,0 +1,78 @@
+"""Figures of evidence in the form of the papers' own: curves of training, a measure by depth or size, means. Layer 4."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from residua.claims import Drawing, Evidence
+from residua.panels import Curve, bars, panel
+from residua.plots import Line, curves
+
+__all__ = ["by_size", "compared", "training"]
+
+AXES = {
+    "test_error": "test error (%)",
+    "train_error": "training error (%)",
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+}
+
+
+def training(evidence: Evidence, arms: Mapping[str, str], name: str, title: str, measure: str = "error") -> list[Drawing]:
+    """The first seed of each of `arms` (name of the arm: label): training thin, test bold, as he2015 draws them."""
+    lines = []
+    for arm, label in arms.items():
+        for split, bold in (("train", False), ("test", True)):
+            found = evidence.curve(arm, f"{split}_{measure}")
+            if found and found[0]:
+                steps, values = zip(*found[0])
+                lines.append(Line(f"{label}, {split}", steps, values, bold))
+    if not lines:
+        return []
+    unit = "error (%)" if measure == "error" else "loss"
+    svg = curves(name, title, lines, "updates", unit)
+    return [Drawing(title, svg, "Training thin, test bold; the first seed of each network.")]
+
+
+def by_size(
+    evidence: Evidence,
+    series: Mapping[str, Mapping[float, str]],
+    measure: str,
+    name: str,
+    title: str,
+    x_label: str,
+    *,
+    log: bool = False,
+    whole: bool = False,
+) -> list[Drawing]:
+    """A measure over depth or size: one curve a family (label: {x: arm}), the mean of the seeds, with a band from the
+    lowest to the highest."""
+    drawn = []
+    for network, (label, arms) in enumerate(series.items()):
+        points = [(x, found) for x, arm in arms.items() if (found := evidence.values(arm, measure))]
+        if points:
+            xs = [x for x, _ in points]
+            means = [statistics.mean(found) for _, found in points]
+            low, high = [min(found) for _, found in points], [max(found) for _, found in points]
+            drawn.append(Curve(xs, means, label, network, low, high, style="both"))
+    if not drawn:
+        return []
+    svg = panel(name, title, drawn, x_label, AXES.get(measure, measure), log=log, whole=whole)
+    return [Drawing(title, svg, "The mean of the seeds; the band reaches from the lowest to the highest.")]
+
+
+def compared(evidence: Evidence, arms: Mapping[str, str], measures: Sequence[str], name: str, title: str) -> list[Drawing]:
+    """The means of the seeds as bars, a row for each of `arms` (name of the arm: label) that has run."""
+    shown = {arm: label for arm, label in arms.items() if any(evidence.values(arm, measure) for measure in measures)}
+    if not shown:
+        return []
+    values = {
+        AXES.get(measure, measure): [_mean(evidence.values(arm, measure)) for arm in shown] for measure in measures
+    }  # fmt: skip
+    label = AXES.get(measures[0], measures[0]) if len(measures) == 1 else "per cent"
+    return [Drawing(title, bars(name, title, list(shown.values()), values, label), "Means of the seeds.")]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.mean(values) if values else None
