@@ -70,13 +70,7 @@ def panel(
             _draw(axes, curve)
         if log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            low, high = axes.get_ylim()
-            between = (2, 5) if high > 3 * low else range(2, 10)
-            axes.yaxis.set_minor_locator(
-                LogLocator(subs=between) if high < 12 * low else LogLocator(subs=range(2, 10), numticks=50)
-            )
-            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}") if high < 12 * low else NullFormatter())
+            _number(axes)
         elif zero:
             axes.set_ylim(bottom=0)
         if top is not None:
@@ -130,6 +124,18 @@ def bars(
         if len(values) > 1:
             axes.legend(loc="best", handlelength=1.2)
         return svg(figure, name, title, rows)
+
+
+def _number(axes: Axes) -> None:
+    """Plain numbers at the powers of ten of a logarithmic y axis, and between them where it spans little more than one."""
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(plain)
+    low, high = axes.get_ylim()
+    if high > 12 * low:
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        return
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5) if high > 3 * low else range(2, 10)))
+    axes.yaxis.set_minor_formatter(plain)
 
 
 def _draw(axes: Axes, curve: Curve) -> None:

@@ -10,6 +10,7 @@ import pytest
 from report_runs import HOSTILE
 
 from residua import plots
+from residua.panels import Curve, panel
 from residua.plots import Line
 
 
@@ -160,3 +161,13 @@ def test_the_same_data_gives_the_same_text() -> None:
 def test_names_are_shortened_to_columns(text: str, short: str) -> None:
     assert plots.shortened(text, 10) == short
     assert plots.columns(plots.shortened(text, 10)) <= 10
+
+
+@pytest.mark.parametrize(
+    ("values", "numbers"), [((0.3, 2.4), {"0.5", "1", "2"}), ((3.0, 5.5), {"4", "5"}), ((1e-3, 5.0), {"0.01", "1"})]
+)
+def test_a_logarithmic_axis_has_plain_numbers_however_little_it_spans(values: tuple[float, float], numbers: set[str]) -> None:
+    svg = panel("log", "Log", [Curve((1, 2), values, "net")], "x", "y", log=True)
+    found = {text.strip() for text in texts(parsed(svg))}
+    assert numbers <= found
+    assert not any("math" in text for text in found)
