@@ -83,9 +83,10 @@ def forecast_hours(key: str) -> float:
     hours = 0.0
     for _, recipe, seeds in small_arms(key):
         if recipe.data.source == "cifar10":
-            with torch.device("meta"):
-                network = create_model(recipe.model.name, **recipe.model.options)
             side = recipe.data.image_size or 32
+            decided = {"in_channels": 3, "image_size": side} if recipe.model.name == "highway" else {}
+            with torch.device("meta"):
+                network = create_model(recipe.model.name, **decided, **recipe.model.options)
             images = recipe.steps * recipe.batch_size if recipe.steps else 50_000 * (recipe.epochs or 0)
             hours += seeds * images * cost.multiply_adds(network, (3, side, side)) / RESNET20 / 1000 / 3600
     return hours

@@ -5,11 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+from torch import nn
+
+from residua.analysis import CATALOG
 from residua.claims import Drawing, Evidence
+from residua.drawing import unit_svg
 from residua.panels import Curve, bars, panel
 from residua.plots import Line, curves
 
-__all__ = ["by_size", "compared", "training"]
+__all__ = ["analysed", "by_parameters", "by_size", "compared", "training", "units"]
 
 AXES = {
     "test_error": "test error (%)",
@@ -67,12 +71,39 @@ def compared(evidence: Evidence, arms: Mapping[str, str], measures: Sequence[str
     shown = {arm: label for arm, label in arms.items() if any(evidence.values(arm, measure) for measure in measures)}
     if not shown:
         return []
-    values = {
-        AXES.get(measure, measure): [_mean(evidence.values(arm, measure)) for arm in shown] for measure in measures
-    }  # fmt: skip
+    values = {AXES.get(measure, measure): [_mean(evidence.values(arm, measure)) for arm in shown] for measure in measures}
     label = AXES.get(measures[0], measures[0]) if len(measures) == 1 else "per cent"
     return [Drawing(title, bars(name, title, list(shown.values()), values, label), "Means of the seeds.")]
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.mean(values) if values else None
+
+
+def by_parameters(evidence: Evidence, series: Mapping[str, Sequence[str]], name: str, title: str) -> list[Drawing]:
+    """The test error over the parameters: one curve a family (label: arms)."""
+    drawn = []
+    for network, (label, arms) in enumerate(series.items()):
+        points = sorted(
+            (sizes[0], statistics.mean(errors))
+            for arm in arms
+            if (sizes := evidence.values(arm, "parameters")) and (errors := evidence.values(arm, "test_error"))
+        )
+        if points:
+            drawn.append(Curve([size for size, _ in points], [error for _, error in points], label, network, style="both"))
+    if not drawn:
+        return []
+    return [Drawing(title, panel(name, title, drawn, "parameters", AXES["test_error"]), "Means of the seeds.")]
+
+
+def units(parts: Mapping[str, nn.Module]) -> list[Drawing]:
+    """Units (title: module), drawn from the code."""
+    return [
+        Drawing(title, unit_svg(module, title), "Drawn from the modules that are trained.") for title, module in parts.items()
+    ]
+
+
+def analysed(evidence: Evidence, analysis: str, arms: Sequence[str]) -> list[Drawing]:
+    """What an analysis of the catalogue draws of the first seed of each of `arms` that has been measured."""
+    found = {arm: results[0] for arm in arms if (results := evidence.measurement(arm, analysis))}
+    return list(CATALOG.get(analysis).draw(found)) if found else []

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from residua.claims import Evidence, Measured, Outcome, Rule
+from residua.comparing import compared
 
-__all__ = ["by_budget", "unavailable"]
+__all__ = ["IMAGENET", "LENGTH", "PRINTED", "by_budget", "not_worse", "unavailable"]
 
 IMAGENET = "it needs ImageNet, and some days of eight GPUs"
+PRINTED = "It sets printed numbers against one another, which decides nothing."
 LENGTH = "a training of some epochs does not see it"
 
 
@@ -24,3 +26,30 @@ def by_budget(full: Rule, small: Rule, because: str) -> Measured:
         return (full if evidence.budget == "full" else small)(evidence)
 
     return Measured(f"At the full budget: {full.text} At the small one ({because}): {small.text}", decide)
+
+
+def not_worse(left: str, right: str, margin: float, measure: str = "test_error", reason: str = "") -> Measured:
+    """The measure of `left` is not higher than that of `right` by more than `margin`: a one-sided Welch test at 95 %."""
+
+    def decide(evidence: Evidence) -> Outcome:
+        values = evidence.values(left, measure), evidence.values(right, measure)
+        if not all(values):
+            return Outcome("not attempted", f"There is no {measure} of {left if not values[0] else right} yet.")
+        one = compared(*values, num_test=evidence.num_test if measure == "test_error" else 0)
+        said = one.words(left, right)  # one.low and high bound the right minus the left
+        if one.single:
+            return Outcome("under-powered", f"{said} One seed on a side shows nothing of the spread.", one.numbers())
+        if one.low > -margin:
+            return Outcome("shown", f"{said} It is not higher by {margin:g}.", one.numbers())
+        if one.high < -margin:
+            return Outcome("refuted", f"{said} It is higher by more than {margin:g}.", one.numbers())
+        return Outcome("under-powered", f"{said} The seeds do not exclude a loss of {margin:g}.", one.numbers())
+
+    return Measured(
+        f"The {measure.replace('_', ' ')} of {left} is not higher than that of {right} by more than {margin:g}: "
+        f"one-sided Welch test "
+        f"over seeds at 95 %, shown if the interval excludes so much, refuted if all of it lies beyond, else, and with "
+        f"one seed "
+        f"on a side, under-powered.{' ' + reason if reason else ''}",
+        decide,
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from residua.claims import AllOf, Claim, Exact, Lower, Measured, NotAttempted, Ordered, Outcome, Paper
 from residua.evidence import Evidence
 from residua.papers import _wrn_settled as exact
-from residua.papers._small import LENGTH, by_budget
+from residua.papers._small import LENGTH, PRINTED, by_budget
 from residua.papers._wrn_arms import (
     B33,
     CIFAR10,
@@ -57,7 +57,6 @@ RISES = Measured(
     _rises,
 )
 SEEDS = "Half a point is what the medians of five runs of the paper resolve."
-PRINTED = "It sets printed numbers against one another, which decides nothing."
 
 wrn = Paper(
     "wrn",
