@@ -60,8 +60,8 @@ def panel(
     top: float | None = None,
 ) -> str:
     """Curves over a common x axis, as SVG. `log`: a logarithmic y axis; `zero`: else it begins at 0; `whole`: the x axis has
-    whole numbers only; `levels`: dotted horizontal lines with their names; `reverse`: x falls from left to right; `top` ends the
-    y axis.
+    whole numbers only; `levels`: dotted horizontal lines with their names, unless they lie far above the curves; `reverse`: x
+    falls from left to right; `top` ends the y axis.
     """
     with styled():
         figure = Figure(figsize=size, layout="constrained")
@@ -76,6 +76,10 @@ def panel(
         if top is not None:
             axes.set_ylim(top=top)
         for text, level in (levels or {}).items():
+            low, high = axes.get_ylim()
+            if not low <= level <= 2 * high:
+                continue
+            axes.set_ylim(top=max(high, 1.06 * level))
             axes.axhline(level, color=INK, alpha=0.55, linewidth=0.8, linestyle=(0, (1, 2)))
             axes.annotate(text, (1, level), (0, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
                           ha="right", fontsize=7.5, alpha=0.8)  # fmt: skip
