@@ -7,7 +7,7 @@ and resized before is said in `residua.views`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,16 @@ from residua.recipe import Augment
 
 __all__ = [
     "Mix",
+    "area_factor",
     "colour_change",
     "crop_and_flip",
     "cutout",
     "flip",
+    "flips",
     "mixed",
     "normalized",
+    "resized",
+    "scale_at",
 ]
 
 # Eigenvalues and eigenvectors of the RGB covariance over ImageNet's training pixels in [0, 1] (Krizhevsky et al. 2012,
@@ -48,9 +52,16 @@ def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
     return torch.where(places < size, places, 2 * (size - 1) - places)
 
 
-def crop_and_flip(images: Tensor, pad: int, mirrored: bool, fill: Tensor | None, key: Key, draws: Tensor) -> Tensor:
-    """Pads by `pad` pixels of colour `fill` (uint8 [C]; None: by reflection at the border), crops at a random place, mirrors half
-    of the images if `mirrored`.
+def flips(augment: Augment, key: Key, draws: Tensor) -> Tensor:
+    """Which samples are mirrored, bool [N]: by a coin for each epoch, or, alternating, by one coin and then in turns."""
+    if not augment.alternate:
+        return _coin(key, draws, "flip")
+    return _coin(Key(key.seed, 0), draws, "flip") ^ bool(key.epoch % 2)
+
+
+def crop_and_flip(images: Tensor, pad: int, mirrored: Tensor | None, fill: Tensor | None, key: Key, draws: Tensor) -> Tensor:
+    """Pads by `pad` pixels of colour `fill` (uint8 [C]; None: by reflection at the border), crops at a random place, mirrors
+    those of the images that `mirrored`, bool [N], says.
 
     The padding of he2015 section 4.2 is zero after the mean is subtracted: `fill` is the mean colour. The wide residual
     networks pad by reflection.
@@ -69,16 +80,15 @@ def crop_and_flip(images: Tensor, pad: int, mirrored: bool, fill: Tensor | None,
     left = keyed.integers(0, 2 * pad + 1, key.seed, key.epoch, draws, "left")
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(n, width)
-    if mirrored:
-        columns = torch.where(_coin(key, draws, "flip")[:, None], columns.flip(1), columns)
+    if mirrored is not None:
+        columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     columns = left[:, None] + columns
     index = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).view(n, 1, -1).expand(n, channels, -1)
     return padded.flatten(2).gather(2, index).view(n, channels, height, width)
 
 
-def flip(images: Tensor, key: Key, draws: Tensor) -> Tensor:
-    """Mirrors half of the images."""
-    mirrored = _coin(key, draws, "flip")
+def flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirrors the images that `mirrored`, bool [N], says."""
     if images.is_cuda or not images.is_contiguous(memory_format=torch.channels_last):
         return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     rows, found = mirrored.nonzero().flatten(), images.clone()
@@ -133,14 +143,14 @@ def transformed(
 
     `augment` is resolved (no None). A padding crop and the mirror image are one gather; views have been cut before.
     """
-    mirrored = bool(augment.flip)
+    coins = flips(augment, key, draws) if augment.flip else None
     if augment.crop == "pad" and augment.pad:
         fill = None
         if augment.padding == "mean":
             fill = (normalization["mean"].mean((-2, -1)) * 255).round().to(images.device, torch.uint8)
-        images = crop_and_flip(images, augment.pad, mirrored, fill, key, draws)
-    elif mirrored:
-        images = flip(images, key, draws)
+        images = crop_and_flip(images, augment.pad, coins, fill, key, draws)
+    elif coins is not None:
+        images = flip(images, coins)
     x = normalized(images, normalization)
     if augment.colour:
         x = colour_change(x, augment.colour, normalization["std"], key, draws)
@@ -149,6 +159,26 @@ def transformed(
     if augment.mixup or augment.cutmix:
         return mixed(x, augment.mixup, augment.cutmix, key, draws)
     return x, None
+
+
+def scale_at(scales: Sequence[tuple[float, float]], progress: float) -> float:
+    """The part of its side to which a batch is resized after the share `progress` of the run."""
+    return next((scale for share, scale in reversed(scales) if progress >= share), 1.0)
+
+
+def area_factor(scales: Sequence[tuple[float, float]]) -> float:
+    """The mean number of pixels of a run's images over that of images of full size."""
+    ends = [share for share, _ in scales[1:]] + [1.0]
+    resized = sum((end - start) * scale**2 for (start, scale), end in zip(scales, ends))
+    return resized + (scales[0][0] if scales else 1.0)
+
+
+def resized(images: Tensor, scale: float) -> Tensor:
+    """Float images [N, C, H, W] at `scale` times their height and width, rounded; bilinear, smoothed; same memory format."""
+    size = [max(1, round(scale * side)) for side in images.shape[-2:]]
+    if size == list(images.shape[-2:]):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def evaluate(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; several are an ensemble.")],
     data: Annotated[str | None, typer.Option("--data", help="Other data than the run's own.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="train, val or test (default: test, else val).")] = None,
-    protocol: Annotated[str, typer.Option("--protocol", help="center, ten-crop or dense.")] = "center",
+    protocol: Annotated[str, typer.Option("--protocol", help="center, ten-crop, six-view or dense.")] = "center",
     scales: Annotated[str | None, typer.Option("--scales", help="Shorter sides for dense, such as 224,256,384.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in one forward pass.")] = 128,
     device: Device = None,

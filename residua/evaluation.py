@@ -31,7 +31,7 @@ from residua.sheets import write_sheet
 
 __all__ = ["PROTOCOLS", "Evaluation", "autocast_for", "evaluate", "evaluation_view", "load_for_scoring", "scores", "watch"]
 
-PROTOCOLS = ("center", "ten-crop", "dense")
+PROTOCOLS = ("center", "ten-crop", "six-view", "dense")
 MAX_SCALE = 4096
 
 
@@ -90,7 +90,7 @@ def evaluate(
     """Measures a run, or several as an ensemble whose softmax scores are averaged.
 
     `data`: a source, by default the one the run was trained on; its classes are matched by name. `split`: by default
-    "test" where there is one, else "val". `protocol`: "center", "ten-crop" or "dense" (see `residua.scoring`); mirror
+    "test" where there is one, else "val". `protocol`: "center", "ten-crop", "six-view" or "dense" (see `residua.scoring`); mirror
     images are left out where the run was trained without them. `scales`: the shorter sides for "dense", by default the
     paper's five in proportion to the image size. `which`: "final" or "last" weights. With `save`, the result of a single
     run is also written to `<run>/evaluations/<source>-<split>-<protocol>.json`.
@@ -239,12 +239,15 @@ def _score_member(run: Run, classes: list[str], samples: Samples, request: _Requ
 
 
 def _score_crops(run: Run, network: Network, samples: Samples, request: _Request) -> Scores:
-    view: CentralView | scoring.CropsView = evaluation_view(run.recipe)
+    view: CentralView | scoring.CropsView | scoring.ShiftedView = evaluation_view(run.recipe)
     scorer: scoring.Scorer = scoring.score_whole
     batch_size = request.batch_size
     if request.protocol == "ten-crop":
         view = scoring.CropsView(run.image_size, _mirrored(run))
         scorer, batch_size = scoring.score_crops, max(1, batch_size // 10)
+    if request.protocol == "six-view":
+        view = scoring.ShiftedView(evaluation_view(run.recipe), _mirrored(run))
+        scorer, batch_size = scoring.score_crops, max(1, batch_size // 6)
     batches = evaluation_batches(samples, torch.arange(len(samples)), view, batch_size, request.workers)
     return scores(network, batches, run.normalization, request.device, precision_of(run, request.device), scorer)
 
@@ -294,7 +297,9 @@ def _write_worst(run: Run, samples: Samples, result: Evaluation) -> None:
 def _note(opened: list[Run], split: _Split, request: _Request, missing: tuple[str, ...]) -> str:
     sentences = [split.note if split.note.endswith(".") or not split.note else f"{split.note}."]
     if request.protocol != "center" and not all(map(_mirrored, opened)):
-        left = "Five crops instead of ten" if request.protocol == "ten-crop" else "No mirror images"
+        left = {"ten-crop": "Five crops instead of ten", "six-view": "Three views instead of six"}.get(
+            request.protocol, "No mirror images"
+        )
         sentences.append(f"{left}: the training data says that a mirror image is not a likely image of its class.")
     if missing:
         sentences.append(f"No images of {len(missing)} of the run's {len(opened[0].classes)} classes: {_listed(set(missing))}.")

@@ -38,8 +38,9 @@ def trial_factory(
     *,
     head_only: bool = False,
 ) -> Callable[[Plan], Callable[[int], float]]:
-    """Makes, for a plan, a function that trains a copy of the network, or its head only, on the run's first batches."""
-    recipe = replaced(recipe, {"optim.head_first": float(head_only)})
+    """Makes, for a plan, a function that trains a copy of the network, or its head only, on the run's first batches, at the full
+    size of the images."""
+    recipe = replaced(recipe, {"optim.head_first": float(head_only), "augment.scales": ()})
     order = make_order(dataset, recipe)
     steps = 100_000  # so that a warm-up is seen at its start: plans are compared where losses are smooth
 
@@ -136,15 +137,15 @@ def longest_stage(network: Network) -> int:
     return max((len(stage) for stage in network.stages if isinstance(stage, nn.Sequential)), default=0)
 
 
-def spare_memory(network: Network, recipe: Recipe, share: Share, device: torch.device) -> str | None:
+def spare_memory(network: Network, recipe: Recipe, share: Share, device: torch.device, *, free: int | None = None) -> str | None:
     """Has the network compute activations anew in the backward pass where keeping them would not fit into the memory at hand:
-    in as few stages as will do, from the first, whose maps are the largest and cost no more to compute. Returns what was done
-    in a sentence, or None if nothing was needed or the recipe has decided.
+    in as few stages as will do, from the first, whose maps are the largest and cost no more to compute. `free`: bytes, by default
+    those that are free now. Returns what was done in a sentence, or None if nothing was needed or the recipe has decided.
     """
     if network.recompute_every or longest_stage(network) < 2 or recipe.plan == "exact":
         return None
     chosen = plan.named(recipe.plan) if recipe.plan != "auto" else plan.PLANS["fp32"]  # with which all others are compared
-    free = free_memory(device)
+    free = free_memory(device) if free is None else free
     wanted = needs(network, recipe, chosen, share, device, 0.0)["memory_mib"] * 2**20
     if wanted <= SPARE * free:
         return None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "AtLeast", "Scale", "Shift", "Towers",
+    "AtLeast", "Scale", "Shift", "Towers", "Whitening",
     "activation", "conv", "conv_norm_act", "global_pool", "he_normal_", "max_pool", "norm", "sequence",
 ]  # fmt: skip
 
@@ -112,6 +112,46 @@ class Shift(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bias
+
+
+class Whitening(nn.Module):
+    """A convolution without padding whose fixed filters make the image's patches white; only its bias is learned (Page 2018, "How
+    to train your ResNet" 8; Jordan 2024, section 3.2).
+
+    [N, C, H, W] -> [N, 2 C k k, H - k + 1, W - k + 1]: the eigenvectors v_i of the patches' covariance over the roots of their
+    eigenvalues, and the same with the other sign, so that a ReLU keeps both halves. Before `fit` the filters are the
+    patches' own pixels. It takes the place of a layer that would have to learn this in its first hundreds of updates.
+    """
+
+    weight: Tensor
+
+    def __init__(self, in_channels: int, kernel: int = 2) -> None:
+        super().__init__()
+        size = in_channels * kernel**2
+        self.register_buffer("weight", torch.cat((torch.eye(size), -torch.eye(size))).view(-1, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(2 * size))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, eps: float = 5e-4) -> None:
+        """Sets the filters by `images`, float [N, C, H, W], normalised; `eps` is added to the eigenvalues."""
+        size, channels, kernel = len(self.weight) // 2, *self.weight.shape[1:3]
+        covariance = torch.zeros(size, size, dtype=torch.float64)
+        count = 0
+        for part in images.split(500):
+            patches = part.double().unfold(2, kernel, 1).unfold(3, kernel, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, size)
+            covariance += patches.T @ patches
+            count += len(patches)
+        values, vectors = torch.linalg.eigh(covariance / count)
+        largest = vectors.abs().argmax(0)  # the sign of an eigenvector is arbitrary: its largest part is taken as positive
+        vectors = vectors * vectors[largest, torch.arange(size)].sign()
+        filters = (vectors / (values + eps).sqrt()).T.view(size, channels, kernel, kernel)
+        self.weight.copy_(torch.cat((filters, -filters)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[1]}, {len(self.weight)}, kernel_size={tuple(self.weight.shape[2:])}"
 
 
 class AtLeast(nn.Module):

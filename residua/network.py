@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from residua.layers import activation, conv, global_pool, max_pool, norm, sequence
+from residua.layers import Whitening, activation, conv, global_pool, max_pool, norm, sequence
 
 __all__ = ["Auxiliary", "Head", "Network", "Stage", "fully_connected_head", "imagenet_stem", "recomputed", "small_stem"]
 
@@ -129,6 +129,16 @@ class Network(nn.Module):
             chunk = nn.Sequential(*units[start : start + self.recompute_every])
             x = recomputed(chunk, chunk, x)
         return x
+
+    def fitted_layers(self) -> list[Any]:
+        """The layers whose fixed weights come from the data."""
+        return [module for module in self.modules() if isinstance(module, Whitening)]
+
+    @torch.no_grad()
+    def fit(self, images: Tensor) -> None:
+        """Sets what comes from the data before training: `images` are normalised training images, float32 [N, C, H, W]."""
+        for layer in self.fitted_layers():
+            layer.fit(images)
 
     def replace_head(self, num_classes: int) -> None:
         """Fresh linear classifiers for `num_classes` classes, initialised as the paper's; everything else stays."""

@@ -46,7 +46,8 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
 
 
 def parameter_groups(network: Network, optim: Optim) -> list[dict[str, Any]]:
-    """Groups by weight decay and by distance from the head: lr times layer_decay ** distance.
+    """Groups by weight decay and by distance from the head: lr times layer_decay ** distance, and times `bias_factor` for biases
+    and normalisations or `head_factor` for the weights of the head.
 
     Unless `decay_all`, biases and normalisations (tensors of one dimension) are not decayed.
     """
@@ -54,9 +55,11 @@ def parameter_groups(network: Network, optim: Optim) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for index, parameters in enumerate(depths):
         lr = optim.lr * optim.layer_decay ** (len(depths) - 1 - index)
+        weight_factor = optim.head_factor if index == len(depths) - 1 else 1.0
         for parameter in parameters:
             decay = optim.weight_decay if optim.decay_all or parameter.ndim > 1 else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
+            factor = optim.bias_factor if parameter.ndim < 2 else weight_factor
+            groups.setdefault((lr * factor, decay), []).append(parameter)
     return [{"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
@@ -74,7 +77,7 @@ def build_optimizer(network: Network, optim: Optim) -> Optimizer:
         square = 0.99 if optim.square_decay is None else optim.square_decay
         return RMSprop(groups, alpha=square, eps=optim.eps or 1e-8, momentum=optim.momentum)
     if optim.name == "muon":
-        return Muon(groups, momentum=optim.momentum)
+        return Muon(groups, momentum=optim.momentum, keep_norm=optim.keep_norm)
     return SGD(groups, momentum=optim.momentum, nesterov=optim.nesterov)
 
 
@@ -82,12 +85,16 @@ class Muon(Optimizer):
     """Momentum whose update is made orthogonal for the weights of convolutions (Jordan et al. 2024, "Muon").
 
     A weight [out, in, ...] is taken as the matrix [out, in * ...]; its update is scaled by ratio * sqrt(max(rows, columns)),
-    which gives it a root mean square of about `ratio` (Liu et al. 2025, section 2.2), and its decay is decoupled. The
-    classifier, biases and normalisations follow SGD with Nesterov momentum.
+    which gives it a root mean square of about `ratio` (Liu et al. 2025, section 2.2), and its decay is decoupled. With
+    `keep_norm` the weight keeps the norm that it starts with, the update is the share `lr` of it, and nothing decays (Jordan
+    2024, "airbench94_muon"): where a normalisation follows, only the direction of a weight counts. The classifier, biases and
+    normalisations follow SGD with Nesterov momentum.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9, ratio: float = 0.2) -> None:
-        super().__init__(groups, {"momentum": momentum, "ratio": ratio})
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9, ratio: float = 0.2, keep_norm: bool = False
+    ) -> None:
+        super().__init__(groups, {"momentum": momentum, "ratio": ratio, "keep_norm": keep_norm})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -97,6 +104,8 @@ class Muon(Optimizer):
             for parameter in found:
                 if not self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+                    if group["keep_norm"] and parameter.ndim >= 3:
+                        self.state[parameter]["norm"] = parameter.norm()
             self._nesterov([parameter for parameter in found if parameter.ndim < 3], group)
             shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in found:
@@ -123,9 +132,20 @@ class Muon(Optimizer):
         mixed = torch._foreach_lerp(gradients, buffers, group["momentum"])
         directions = orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed]))
         first = parameters[0]
+        if group["keep_norm"]:
+            self._turn(parameters, directions, group["lr"])
+            return
         scale = group["lr"] * group["ratio"] * max(first.shape[0], first[0].numel()) ** 0.5
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, [direction.view(first.shape) for direction in directions], alpha=-scale)
+
+    def _turn(self, parameters: list[Tensor], directions: Tensor, lr: float) -> None:
+        """Brings each weight to its norm, then adds an update that is the share `lr` of this norm."""
+        norms = torch.stack([self.state[parameter]["norm"] for parameter in parameters])
+        now = torch.stack(torch._foreach_norm(parameters))
+        torch._foreach_mul_(parameters, list((norms / now).unbind()))
+        updates = directions * (-lr * norms / torch.linalg.vector_norm(directions, dim=(1, 2)))[:, None, None]
+        torch._foreach_add_(parameters, [update.view(parameters[0].shape) for update in updates])
 
 
 def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:

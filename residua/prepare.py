@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from residua import checkpoints, forecast, keyed, machine, plan, runs, weights
 from residua import recipe as recipes
+from residua.augment import area_factor, normalized
 from residua.batches import Share
 from residua.cost import multiply_adds, num_parameters
-from residua.dataset import ArraySamples, Dataset, FileSamples, class_counts, hold
-from residua.errors import RequestError, RunError
+from residua.dataset import ArraySamples, Dataset, FileSamples, Samples, class_counts, hold
+from residua.errors import RequestError, RunError, UnreadableImage
 from residua.images import printable
 from residua.models import create_model
 from residua.network import Network
@@ -30,6 +32,7 @@ from residua.recipe import Recipe
 from residua.record import Listener
 from residua.resolve import make_order, normalization, side_of
 from residua.runs import Run
+from residua.scoring import evaluation_view
 from residua.version import __version__
 from residua.weights import Loaded
 from residua.wording import duration
@@ -111,6 +114,24 @@ def fresh_network(recipe: Recipe) -> Network:
         return create_model(recipe.model.name, **recipe.model.options)
 
 
+def fit_to_data(network: Network, samples: Samples, recipe: Recipe, stats: Mapping[str, Tensor], most: int = 5_000) -> None:
+    """Gives the layers that start from the data some of its images, drawn by the seed, as evaluation sees them."""
+    if not network.fitted_layers():
+        return
+    scores = keyed.uniform(recipe.seed, "fitting", torch.arange(len(samples)))
+    view = evaluation_view(recipe)
+    chosen = [
+        place for place in scores.argsort().tolist() if not isinstance(samples, ArraySamples) or place not in samples.unreadable
+    ]
+    images: list[Tensor] = []
+    for place in chosen:
+        with contextlib.suppress(UnreadableImage):  # the check of the data has listed it
+            images.append(samples.seen(place, view).cpu())
+        if len(images) == most:
+            break
+    network.fit(normalized(torch.stack(images), {name: value.cpu() for name, value in stats.items()}))
+
+
 def check_weights(recipe: Recipe) -> None:
     """Raises `RequestError` if the weights to start from cannot be had or are of another network; before the data is opened."""
     if recipe.model.weights:
@@ -144,6 +165,8 @@ def begin(
     for text in weight_notes(loaded, recipe):
         listener.note(text)
     stats = normalization(dataset.splits["train"], recipe, dataset.facts.channels)
+    if loaded is None:
+        fit_to_data(network, dataset.splits["train"], recipe, stats)
     order = make_order(dataset, recipe)
     if (spared := forecast.spare_memory(network, recipe, share, device)) is not None:
         listener.note(spared)
@@ -161,6 +184,7 @@ def begin(
         if recipe.minutes is not None:
             raise RunError(f"Training breaks off in its first steps: {measured.outcome}. A lower optim.lr often helps.")
         pace = 0.0
+    pace *= area_factor(recipe.augment.scales)
     measured_images = sum(len(samples) for name, samples in dataset.splits.items() if name != "train")
     total = forecast.total_steps(recipe, order, pace, time.perf_counter() - started, measured_images)
     needs = forecast.needs(network, recipe, chosen, share, device, pace * total)

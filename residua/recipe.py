@@ -56,9 +56,11 @@ class Augment:
     """`crop`: "none" (resize and centre), "pad" (pad by `pad` pixels, of the mean colour or of the border's reflection as
     `padding` says, and crop at a random place), "scale-jitter" (shorter side uniform in [`min_side`, `max_side`], random crop),
     "random-resized" (area in [`min_area`, 1], aspect ratio in [3/4, 4/3]), or "auto" ("pad" for uniform small images, else
-    "random-resized"). `flip`: mirror half of the images. `colour`: standard deviation of the PCA colour change (0.1 in the
-    papers). `cutout`: side of the square set to the mean. `mixup`, `cutmix`:
-    alpha of their Beta distribution. None is decided by the data's facts; 0 is off."""
+    "random-resized"). `flip`: mirror half of the images, a coin for each image and epoch; with `alternate` a coin for each image
+    alone, and all are turned over from one epoch to the next (Jordan 2024, section 3.6). `scales`: ((share of the run, scale),
+    ...): from that share on the batch is resized to that part of its side; before the first, and without any, it stays as it is.
+    `colour`: standard deviation of the PCA colour change (0.1 in the papers). `cutout`: side of the square set to the mean.
+    `mixup`, `cutmix`: alpha of their Beta distribution. None is decided by the data's facts; 0 is off."""
 
     crop: Literal["auto", "none", "pad", "scale-jitter", "random-resized"] = "auto"
     pad: Pixels | None = None
@@ -67,6 +69,8 @@ class Augment:
     max_side: Annotated[int, Field(ge=1)] = 480
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
     flip: bool | None = None
+    alternate: bool = False
+    scales: tuple[tuple[Fraction, Annotated[float, Field(gt=0, le=1)]], ...] = ()
     colour: NonNegative = 0.0
     cutout: Pixels = 0
     mixup: NonNegative = 0.0
@@ -76,6 +80,9 @@ class Augment:
     def _ordered(self) -> Augment:
         if self.min_side > self.max_side:
             raise ValueError(f"augment.min_side {self.min_side} is larger than augment.max_side {self.max_side}")
+        shares = [share for share, _ in self.scales]
+        if shares != sorted(set(shares)):
+            raise ValueError(f"the shares of augment.scales must increase, not {shares}")
         return self
 
 
@@ -92,10 +99,12 @@ class Model:
 @dataclass(frozen=True, config=_CONFIG)
 class Optim:
     """`name`: "sgd", "adamw", "rmsprop", or "muon" (Muon for convolutions, SGD for the rest). `weight_decay` acts on biases and
-    normalisations too if `decay_all`. `layer_decay`: factor of the learning rate per unit counted from the head. `head_first`:
-    share of the run at its beginning in which only the head is trained (1: all of it), for weights that are trained already.
-    `clip`: largest norm of the gradient (0: off). `square_decay`, `eps`: those of the mean square of AdamW and RMSProp (None:
-    the usual ones)."""
+    normalisations too if `decay_all`. `layer_decay`: factor of the learning rate per unit counted from the head. `bias_factor`:
+    factor of that of biases and normalisations. `head_factor`: that of the head's weights. `keep_norm` (muon): the weights of
+    each convolution keep the norm that they start with, and an update is the share `lr` of it; for networks whose convolutions
+    are all normalised. `head_first`: share of the run at its beginning in which only the head is trained (1: all of it), for
+    weights that are trained already. `clip`: largest norm of the gradient (0: off). `square_decay`, `eps`: those of the mean
+    square of AdamW and RMSProp (None: the usual ones)."""
 
     name: Literal["sgd", "adamw", "muon", "rmsprop"] = "sgd"
     lr: Positive = 0.1
@@ -104,6 +113,9 @@ class Optim:
     weight_decay: NonNegative = 1e-4
     decay_all: bool = True
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    bias_factor: Positive = 1.0
+    head_factor: Positive = 1.0
+    keep_norm: bool = False
     head_first: Fraction = 0.0
     clip: NonNegative = 0.0
     square_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -113,6 +125,8 @@ class Optim:
     def _consistent(self) -> Optim:
         if self.name not in ("adamw", "rmsprop") and (self.square_decay is not None or self.eps is not None):
             raise ValueError(f"optim.square_decay and optim.eps are fields of adamw and rmsprop, not of {self.name}")
+        if self.keep_norm and self.name != "muon":
+            raise ValueError(f"optim.keep_norm is a field of muon, not of {self.name}")
         if self.nesterov and not self.momentum:
             raise ValueError("optim.nesterov needs optim.momentum above 0")
         return self

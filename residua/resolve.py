@@ -94,7 +94,7 @@ def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dic
                 f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own)."
             )
         if "image_size" not in known and options.get("stem") != "small":
-            _fits(name, entry, side)
+            _fits(name, entry, round(side * min([1.0, *(scale for _, scale in recipe.augment.scales)])))
     models.check_options(name, entry, options)
     return {"model.name": name, "model.options": options}
 

@@ -2,6 +2,7 @@
 
     centre     one crop from the middle
     ten-crop   four corners, the middle, and the mirror images of these five (Krizhevsky et al. 2012, section 4.1)
+    six-view   the centre, and it shifted by one pixel up-left and down-right, with their mirror images (Jordan 2024, section 3.5)
     dense      the whole image, the head applied at every place of the last map (he2015 section 3.4; Simonyan and Zisserman 2015)
 
 Shapes: views are uint8 [C, S, S] (centre), [V, C, S, S] (crops) or [C, H, W] of any size (dense); probabilities float32 [N, K].
@@ -31,8 +32,8 @@ from residua.tasks import classify
 from residua.views import SideView
 
 __all__ = [
-    "CropsView", "DenseScorer", "Scorer", "Scores", "SideView", "autocast_for", "averaged", "chosen_device", "dense_logits",
-    "dense_scales", "evaluation_view", "grouped_by_shape", "score_crops", "score_whole", "scores", "watch",
+    "CropsView", "DenseScorer", "Scorer", "Scores", "ShiftedView", "SideView", "autocast_for", "averaged", "chosen_device",
+    "dense_logits", "dense_scales", "evaluation_view", "grouped_by_shape", "score_crops", "score_whole", "scores", "watch",
 ]  # fmt: skip
 
 CENTRAL_FRACTION = 0.875
@@ -78,6 +79,30 @@ class CropsView:
     @property
     def _whole(self) -> SideView:
         return SideView(round(self.size / CENTRAL_FRACTION))
+
+
+@dataclass(frozen=True)
+class ShiftedView:
+    """The central view, and the same shifted by one pixel up and left and by one down and right (borders reflected), then, if
+    `mirrored`, the mirror images of these three: [C, H, W] -> [3 or 6, C, S, S]."""
+
+    central: CentralView
+    mirrored: bool
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.show(image, *image.shape[-2:])
+
+    def least(self, height: int, width: int) -> tuple[int, int]:
+        """See `images.View`."""
+        return self.central.least(height, width)
+
+    def show(self, image: Tensor, height: int, width: int) -> Tensor:
+        """See `images.View`."""
+        centre = self.central.show(image, height, width)
+        size = self.central.size
+        wide = V.pad(centre, [1, 1, 1, 1], padding_mode="reflect")
+        views = torch.stack([centre, *(wide[:, start : start + size, start : start + size] for start in (0, 2))])
+        return torch.cat((views, views.flip(-1))) if self.mirrored else views
 
 
 def dense_scales(size: int, reduction: int) -> tuple[int, ...]:

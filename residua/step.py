@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from residua import keyed, optim
-from residua.augment import Key, Mix, transformed
+from residua.augment import Key, Mix, resized, scale_at, transformed
 from residua.batches import Batch, Share, even_cuts
 from residua.errors import RunError
 from residua.network import Network
@@ -150,6 +150,7 @@ class Step:
             return torch.zeros(2, dtype=torch.float64, device=self.device)
         key = Key(self.recipe.seed, batch.epoch)
         x, mix = transformed(images.to(self.device, non_blocking=True), self.recipe.augment, self.normalization, key, draws)
+        x = resized(x, scale_at(self.recipe.augment.scales, batch.step / self.total_steps))
         torch.manual_seed(keyed.generator_seed(self.recipe.seed, "network", batch.step, index, self.share.rank))
         draw_depth(self.sampled, self.recipe.seed, batch.step, index)
         with self.plan.autocast(self.device):

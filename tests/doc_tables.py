@@ -94,6 +94,8 @@ def allowed(entry: dict[str, Any]) -> str:
         words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
         bounds = [f"{word} {entry[key]:,g}" for key, word in words.items() if key in entry and abs(entry[key]) < 2**53]
         return f"{noun}{' ' if bounds else ''}{', '.join(bounds)}"
+    if kind == "array" and "prefixItems" in entry:
+        return "(" + "; ".join(allowed(item) for item in entry["prefixItems"]) + ")"
     if kind == "array":
         return f"a list; each {allowed(entry['items'])}"
     return {"boolean": "`true`, `false`", "null": "`none`", "string": "text", "object": "a table"}[str(kind)]

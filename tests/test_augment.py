@@ -12,12 +12,16 @@ from residua.augment import (
     PCA_VALUES,
     PCA_VECTORS,
     Key,
+    area_factor,
     colour_change,
     crop_and_flip,
     cutout,
     flip,
+    flips,
     mixed,
     normalized,
+    resized,
+    scale_at,
     transformed,
 )
 from residua.recipe import Augment
@@ -42,7 +46,7 @@ def coin(key: Key, draws: Tensor, name: str) -> Tensor:
 def test_reflected_padding_is_torchs(pad: int) -> None:
     images = torch.randint(256, (len(DRAWS), 3, 7, 9), dtype=torch.uint8)
     wide = torch.nn.functional.pad(images.float(), (pad,) * 4, mode="reflect").to(torch.uint8)
-    found = crop_and_flip(images, pad, False, None, KEY, DRAWS)
+    found = crop_and_flip(images, pad, None, None, KEY, DRAWS)
     for image, padded in zip(found, wide):
         slices = [padded[:, y : y + 7, x : x + 9] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
         assert any(torch.equal(image, part) for part in slices)
@@ -55,7 +59,7 @@ def test_crop_and_flip_is_a_slice_of_the_padded_image_and_meets_every_offset(
 ) -> None:
     images = pixels(len(DRAWS), channels, height, width)
     fill = torch.tensor([10, 20, 30][:channels], dtype=torch.uint8)
-    found = crop_and_flip(images, pad, mirrored, fill, KEY, DRAWS)
+    found = crop_and_flip(images, pad, coin(KEY, DRAWS, "flip") if mirrored else None, fill, KEY, DRAWS)
     padded = fill.view(1, -1, 1, 1).repeat(len(DRAWS), 1, height + 2 * pad, width + 2 * pad)
     padded[:, :, pad : pad + height, pad : pad + width] = images
     met: set[tuple[int, int, bool]] = set()
@@ -79,7 +83,7 @@ def turn(image: Tensor, mirrored: bool) -> Tensor:
 def test_the_offsets_and_the_mirror_image_are_the_keyed_ones() -> None:
     images = pixels(50)
     draws = 1_000 + 7 * torch.arange(50)
-    found = crop_and_flip(images, 2, True, torch.zeros(3, dtype=torch.uint8), KEY, draws)
+    found = crop_and_flip(images, 2, coin(KEY, draws, "flip"), torch.zeros(3, dtype=torch.uint8), KEY, draws)
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     for index, draw in enumerate(draws.tolist()):
         top = int(keyed.uniform(3, 5, draw, "top") * 5)
@@ -90,7 +94,7 @@ def test_the_offsets_and_the_mirror_image_are_the_keyed_ones() -> None:
 
 def test_half_of_the_images_are_mirrored() -> None:
     images = pixels(len(DRAWS))
-    found = flip(images, KEY, DRAWS)
+    found = flip(images, coin(KEY, DRAWS, "flip"))
     turned = coin(KEY, DRAWS, "flip")
     assert stats.binomtest(int(turned.sum()), len(DRAWS)).pvalue > 1e-3
     assert torch.equal(found[turned], images[turned].flip(-1))
@@ -100,7 +104,37 @@ def test_half_of_the_images_are_mirrored() -> None:
 def test_flipping_alone_and_with_a_crop_of_no_padding_are_the_same() -> None:
     images = pixels(40)
     draws = torch.arange(40)
-    assert torch.equal(flip(images, KEY, draws), crop_and_flip(images, 0, True, torch.zeros(3, dtype=torch.uint8), KEY, draws))
+    coins, fill = coin(KEY, draws, "flip"), torch.zeros(3, dtype=torch.uint8)
+    assert torch.equal(flip(images, coins), crop_and_flip(images, 0, coins, fill, KEY, draws))
+
+
+def test_alternating_mirror_images_take_turns() -> None:
+    """Jordan 2024, section 3.6: over two epochs in a row every image is seen both ways, each epoch half of them mirrored."""
+    augment = Augment(flip=True, alternate=True)
+    epochs = torch.stack([flips(augment, Key(3, epoch), DRAWS) for epoch in range(4)])
+    assert torch.equal(epochs[0], coin(Key(3, 0), DRAWS, "flip"))
+    assert torch.equal(epochs[0], ~epochs[1])
+    assert torch.equal(epochs[0], epochs[2])
+    assert torch.equal(epochs[1], epochs[3])
+    assert torch.equal(flips(Augment(flip=True), Key(3, 2), DRAWS), coin(Key(3, 2), DRAWS, "flip"))
+
+
+def test_the_scale_follows_the_share_of_the_run() -> None:
+    scales = ((0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
+    assert [scale_at(scales, share) for share in (0, 0.2, 0.25, 0.49, 0.5, 0.74, 0.75, 1)] == [1, 1, 0.5, 0.5, 0.75, 0.75, 1, 1]
+    assert area_factor(scales) == pytest.approx(0.25 + 0.25 * (1 / 4 + 9 / 16 + 1))
+    assert area_factor(()) == 1
+
+
+def test_resizing_halves_an_image_by_the_mean_under_a_triangle() -> None:
+    """Bilinear with smoothing: each new pixel is the mean of the old ones weighted by a triangle two new pixels wide."""
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    weights = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=torch.float64)
+    found = resized(images, 0.5)
+    inside = torch.einsum("ncij,i,j->nc", images[:, :, 1:5, 3:7], weights, weights) / 64
+    torch.testing.assert_close(found[:, :, 1, 2], inside)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert resized(images, 1.0) is images
 
 
 # ---------------------------------------------------------------------------------------------------- formulas on batches
@@ -224,7 +258,7 @@ STATS = {"mean": torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1), "std": torch.tenso
 def test_all_transforms_are_applied_in_the_documented_order() -> None:
     images, draws = pixels(9), torch.arange(20, 29)
     augment = Augment(crop="pad", pad=2, flip=True, colour=0.1, cutout=3, mixup=0.5)
-    x = crop_and_flip(images, 2, True, torch.tensor([26, 128, 230], dtype=torch.uint8), KEY, draws)
+    x = crop_and_flip(images, 2, coin(KEY, draws, "flip"), torch.tensor([26, 128, 230], dtype=torch.uint8), KEY, draws)
     y = cutout(colour_change(normalized(x, STATS), 0.1, STATS["std"], KEY, draws), 3, KEY, draws)
     expected, mix = mixed(y, 0.5, 0.0, KEY, draws)
     found, found_mix = transformed(images, augment, STATS, KEY, draws)
@@ -253,8 +287,8 @@ def test_a_sample_is_augmented_alike_in_any_batch_and_differently_in_another_epo
 def test_crops_are_equal_on_a_gpu_and_floats_to_rounding() -> None:
     images, draws = pixels(64), torch.arange(64)
     fill = torch.tensor([1, 2, 3], dtype=torch.uint8)
-    on_gpu = crop_and_flip(images.cuda(), 2, True, fill.cuda(), KEY, draws.cuda())
-    assert torch.equal(on_gpu.cpu(), crop_and_flip(images, 2, True, fill, KEY, draws))
+    on_gpu = crop_and_flip(images.cuda(), 2, coin(KEY, draws, "flip").cuda(), fill.cuda(), KEY, draws.cuda())
+    assert torch.equal(on_gpu.cpu(), crop_and_flip(images, 2, coin(KEY, draws, "flip"), fill, KEY, draws))
     augment = Augment(crop="pad", pad=2, flip=True, colour=0.1, cutout=2, cutmix=1.0, mixup=1.0)
     torch.testing.assert_close(
         transformed(images.cuda(), augment, STATS, KEY, draws.cuda())[0].cpu(), transformed(images, augment, STATS, KEY, draws)[0]

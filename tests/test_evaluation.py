@@ -112,7 +112,7 @@ def test_the_worst_are_the_wrong_ones_whose_label_got_least(run: Run, folder: Pa
         assert item.predicted_probability == pytest.approx(float(row.max()), abs=1e-6)
 
 
-@pytest.mark.parametrize("protocol", ["center", "ten-crop", "dense"])
+@pytest.mark.parametrize("protocol", ["center", "ten-crop", "six-view", "dense"])
 def test_no_result_depends_on_the_batch_size(run: Run, protocol: str) -> None:
     scales = (12, 20) if protocol == "dense" else None
     results = [measured(run, protocol=protocol, scales=scales, batch_size=size) for size in (1, 4, 20)]
@@ -310,6 +310,22 @@ def test_ten_crops_are_the_ten_of_torchvision(tmp_path: Path, folder: Path, mirr
     result = measured(run, protocol="ten-crop")
     agree(result, by_hand(run, folder, ten), labels_of(folder))
     assert ("Five crops" in result.note) is not mirrored
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_six_views_are_the_centre_its_two_shifts_and_their_mirror_images(tmp_path: Path, folder: Path, mirrored: bool) -> None:
+    run = make_run(tmp_path / "run", folder, changes={"augment.flip": mirrored})
+
+    def six(network: torch.nn.Module, image: Tensor) -> Tensor:
+        whole = V.center_crop(shorter_side(image, SIZE), [SIZE, SIZE])
+        wide = torch.nn.functional.pad(whole[None].float(), (1, 1, 1, 1), mode="reflect")[0].to(torch.uint8)
+        views = [whole, wide[:, :SIZE, :SIZE], wide[:, 2:, 2:]]
+        views += [view.flip(-1) for view in views] if mirrored else []
+        return network(normalized(torch.stack(views), run.normalization)).softmax(1).mean(0)
+
+    result = measured(run, protocol="six-view")
+    agree(result, by_hand(run, folder, six), labels_of(folder))
+    assert ("Three views" in result.note) is not mirrored
 
 
 def test_dense_at_the_size_trained_for_is_the_centre_crop(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from residua.optim import (
     load_optimizer,
     optimizer_tensors,
     orthogonalized,
+    parameter_groups,
     set_learning_rate,
 )
 from residua.recipe import Optim, Schedule
@@ -208,6 +209,32 @@ def test_muon_gives_convolutions_of_one_shape_what_each_would_get_alone() -> Non
             optimizer.step()
     for weight, twin in zip(weights, alone):
         torch.testing.assert_close(weight, twin, rtol=1e-10, atol=1e-12)
+
+
+def test_muon_can_turn_weights_and_keep_their_norm() -> None:
+    weights = [nn.Parameter(scale * torch.randn(8, 3, 3, 3, dtype=torch.float64)) for scale in (0.5, 2.0)]
+    norms = [float(weight.detach().norm()) for weight in weights]
+    optimizer = Muon([{"params": weights, "lr": 0.1, "base_lr": 0.1, "weight_decay": 0.5}], keep_norm=True)
+    for _ in range(3):
+        before = [weight.detach().clone() for weight in weights]
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        for weight, old, norm in zip(weights, before, norms):
+            update = weight.detach() - old * (norm / old.norm())
+            assert float(update.norm()) == pytest.approx(0.1 * norm)
+            assert float(torch.linalg.svdvals(update.flatten(1)).std() / update.norm()) < 0.1, "not one deviation"
+
+
+def test_biases_and_the_head_can_learn_at_rates_of_their_own() -> None:
+    model = network()
+    groups = parameter_groups(model, Optim(name="sgd", lr=0.1, bias_factor=8.0, head_factor=0.5))
+    rates = {id(parameter): group["base_lr"] for group in groups for parameter in group["params"]}
+    head = {id(parameter) for parameter in model.head.parameters()}
+    assert len(rates) == len(list(model.parameters()))
+    for parameter in model.parameters():
+        factor = 8.0 if parameter.ndim == 1 else 0.5 if id(parameter) in head else 1.0
+        assert rates[id(parameter)] == pytest.approx(0.1 * factor)
 
 
 def test_muon_leaves_the_classifier_and_the_normalizations_to_nesterov_momentum() -> None:

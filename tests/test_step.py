@@ -324,3 +324,17 @@ def test_a_label_among_the_first_k_counts_as_right() -> None:
     assert classify.correct(logits, labels).tolist() == [False, False]
     assert classify.correct(logits, labels, 2).tolist() == [True, True]
     assert classify.correct(logits, labels, 5).tolist() == [True, True]
+
+
+@pytest.mark.parametrize(("number", "side"), [(0, 8), (2, 8), (3, 4), (4, 4), (5, 6), (9, 6)])
+def test_small_images_first_are_the_batch_resized_by_the_number_of_the_step(number: int, side: int) -> None:
+    recipe = recipe_with(augment__scales=((0.25, 0.5), (0.5, 0.75)))
+    batch = batch_of(recipe, number)
+    step, twin = make_step(network(), recipe), network()
+    x, _ = transformed(batch.images, recipe.augment, STATS, Key(recipe.seed, batch.epoch), batch.draws)
+    if side < 8:
+        x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+    F.cross_entropy(twin(x), batch.labels).backward()
+    step(batch)
+    for found, expected in zip(gradients(step.network), gradients(twin)):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
