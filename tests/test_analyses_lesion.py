@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import doc_lesions
 import pytest
 import torch
 from scipy.stats import kendalltau
@@ -215,3 +216,11 @@ def test_the_sentences_say_the_figures(residual: tuple[Subject, dict[str, Any]],
     drawings = lesion.draw(results)
     assert [drawing.title for drawing in drawings] == ["One at a time", "Several at a time", "Swapped"]
     assert all(text in drawings[0].svg for text in ("with, one unit less", "without, one layer less"))
+
+
+def test_the_figures_and_the_table_of_the_documentation_follow_their_numbers() -> None:
+    results = json.loads(doc_lesions.KEPT.read_text(encoding="utf-8"))
+    text = doc_lesions.PAGE.read_text(encoding="utf-8")
+    assert doc_lesions.page(text, results) == text
+    for name, svg in doc_lesions.drawings(results).items():
+        assert (doc_lesions.FIGURES / name).read_text(encoding="utf-8") == svg, f"{name} is old: run tests/doc_lesions.py"
