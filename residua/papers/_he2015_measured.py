@@ -99,10 +99,12 @@ def updates_until(curve: Iterable[tuple[int, float]], level: float, window: int 
     """The first update at which the mean of `window` points in a row lies below `level`; the last update where none does (a lower
     bound of the true number)."""
     points = list(curve)
+    if not points:
+        return 0
     for end in range(min(window, len(points)), len(points) + 1):
         if fmean(value for _, value in points[max(0, end - window) : end]) < level:
             return points[end - 1][0]
-    return points[-1][0] if points else 0
+    return points[-1][0]
 
 
 def _convergence(evidence: Evidence) -> Outcome:

@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from residua import cost
-from residua.branches import bottleneck
+from residua.branches import basic, bottleneck
 from residua.claims import Outcome
-from residua.models import create_model
 from residua.models.resnet import UNITS
 from residua.network import Network
 from residua.papers._settled import images, in_float64, multiply_adds, on_meta, parameters, settled, skips_of
@@ -88,9 +87,9 @@ def units_of_two_layers() -> Outcome:
 def two_blocks_of_other_widths() -> Outcome:
     """secondary_param_claim: both counts, and what the blocks work on."""
     with torch.device("meta"):
-        basic, deep = create_model("resnet34").stages[0][0].branch, bottleneck(256, 64, 1)  # type: ignore[index]
-    counts = _weights(basic), _weights(deep)
-    widths = basic.conv1.in_channels, deep.conv1.in_channels
+        blocks = basic(64, 64, 1), bottleneck(256, 64, 1)
+    counts = tuple(map(_weights, blocks))
+    widths = tuple(block.get_submodule("conv1").in_channels for block in blocks)
     why = f"{counts[0]:,} weights on {widths[0]} channels, {counts[1]:,} on {widths[1]}."
     return settled(counts == (73_728, 69_632) and widths == (64, 256), why, weights=counts, channels=widths)
 

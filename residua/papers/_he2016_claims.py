@@ -13,6 +13,7 @@ from residua.claims import (
     NotAttempted,
     Outcome,
     Rule,
+    Verdict,
     not_attempted,
 )
 from residua.papers import _he2016_settled as settled
@@ -45,7 +46,7 @@ def _wording(evidence: Evidence) -> Outcome:
     if evidence.budget != "full" or not all(losses.values()):
         return not_attempted("After a few epochs the loss on augmented images is high for any network: it takes the full length.")
     gaps = [train - test for train, test in zip(*losses.values())]
-    verdict = "shown" if min(gaps) > 0 else "refuted" if max(gaps) < 0 else "under-powered"
+    verdict: Verdict = "shown" if min(gaps) > 0 else "refuted" if max(gaps) < 0 else "under-powered"
     return Outcome(verdict, f"Training loss less test loss: {', '.join(f'{gap:+.3f}' for gap in gaps)}.", losses)
 
 

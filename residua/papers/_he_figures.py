@@ -15,7 +15,6 @@ from residua.drawing import unit_svg
 from residua.graph import capture
 from residua.models import create_model
 from residua.papers._charts import training
-from residua.papers._settled import on_meta
 from residua.unit import walk
 
 __all__ = ["Draw", "analysed", "both", "curves_of", "networks_drawn", "units_drawn"]
@@ -53,7 +52,8 @@ def units_drawn(caption: str, *units: tuple[str, str, int, Mapping[str, object]]
     def draw(evidence: Evidence) -> list[Drawing]:  # noqa: ARG001 (drawn from the code)
         drawn = []
         for title, name, index, options in units:
-            unit: nn.Module = list(walk(on_meta(name, **options)))[index].unit
+            with torch.random.fork_rng(devices=[]):
+                unit: nn.Module = list(walk(create_model(name, **options)))[index].unit
             drawn.append(Drawing(title, unit_svg(unit, title), caption))
         return drawn
 

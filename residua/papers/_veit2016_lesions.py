@@ -123,7 +123,7 @@ def robustness(arms: Sequence[str]) -> Measured:
         )
         falling = all(deeper < shallower for shallower, deeper in pairwise(means))
         shown = falling and 2 * max(means[-1], 0) <= means[0]
-        verdict = "shown" if shown else "refuted" if means[-1] >= means[0] else "under-powered"
+        verdict: Verdict = "shown" if shown else "refuted" if means[-1] >= means[0] else "under-powered"
         return Outcome(verdict, why, {"medians": found})
 
     return Measured(
@@ -195,7 +195,9 @@ def stochastic_depth(plain: str, sampled: str) -> Measured:
         why = f"Stochastic depth lowers the median increase by {helps['ordinary']:+.2f} points for ordinary units, "
         why += f"{helps['transitions and first']:+.2f} for the others."
         more, less = helps["transitions and first"], helps["ordinary"]
-        verdict = "shown" if more >= 2 and more >= 2 * less else "refuted" if less > more and less >= 2 else "under-powered"
+        verdict: Verdict = (
+            "shown" if more >= 2 and more >= 2 * less else "refuted" if less > more and less >= 2 else "under-powered"
+        )
         return Outcome(verdict, why, helps)
 
     return Measured(

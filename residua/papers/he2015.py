@@ -84,7 +84,7 @@ PANELS = (
     ("he2015-fig6-deep", "110 and 1202 layers", {name: name for name in ("plain110", "resnet110", "resnet1202")}),
 )
 RESPONSES = {name: name for name in ("plain20", "plain56", "resnet20", "resnet56", "resnet110")}
-BLOCKS = (("basic", "resnet34", 1, {}), ("bottleneck", "resnet50", 1, {}))
+BLOCKS: tuple[tuple[str, str, int, dict[str, object]], ...] = (("basic", "resnet34", 1, {}), ("bottleneck", "resnet50", 1, {}))
 
 
 ITEMS = (

@@ -65,7 +65,9 @@ def _order(unit: str, depth: int) -> Arm:
     if depth == 164:
         tiny = {"model.options": {"depth": 29, "unit": unit, **bottlenecks}}
         return Arm(f"{unit}-164", full, small=DEEP, smoke=tiny, full_seeds=FIVE)
-    return Arm(f"{unit}-110", full, small=standing_in(full, form), full_seeds=FIVE, stand_in="20 layers stand for 110")
+    fewer = 2 if unit == "relu-only-preactivation" else 0  # equality within a point takes more seeds than there is time for
+    stand_in = "20 layers stand for 110"
+    return Arm(f"{unit}-110", full, small=standing_in(full, form), full_seeds=FIVE, stand_in=stand_in, small_seeds=fewer)
 
 
 def _as_deep(name: str, model: str, data: str = "cifar10", **fields: Any) -> Arm:

@@ -56,7 +56,7 @@ def _lesion_figure(place: int, *arms: str) -> figures.Draw:
     """One of the figures of the lesion analysis: 0 single, 1 several, 2 swapped."""
 
     def draw(evidence: Evidence) -> list[Drawing]:
-        return figures.analysed("lesion", {arm: arm for arm in arms})(evidence)[place : place + 1]
+        return list(figures.analysed("lesion", {arm: arm for arm in arms})(evidence))[place : place + 1]
 
     return draw
 
