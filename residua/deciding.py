@@ -1,0 +1,106 @@
+"""Claims decided and items filled from records: what a reproduction says, as plain values. Layer 4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from residua.claims import Claim, Evidence, Item, NotAttempted, Outcome, Row
+from residua.errors import RequestError
+from residua.evidence import Record
+from residua.papers import published
+from residua.selection import statement
+
+__all__ = ["Known", "claim_entry", "item_entry", "outcome_of"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known at one budget: the records, the images that test errors stand on, the id of each record's run by (arm, seed),
+    and why arms are left out."""
+
+    budget: str
+    records: Sequence[Record] = ()
+    num_test: int = 0
+    ids: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def evidence(self, arms: Iterable[str]) -> Evidence:
+        """The records of these arms."""
+        wanted = set(arms)
+        return Evidence([record for record in self.records if record.arm in wanted], self.budget, self.num_test)
+
+    def runs(self, arms: Iterable[str]) -> list[str]:
+        """The ids of the runs of these arms."""
+        wanted = set(arms)
+        return [self.ids[record.arm, record.seed] for record in self.records if record.arm in wanted]
+
+
+def outcome_of(claim: Claim, known: Known) -> Outcome:
+    """What the rule decides on what is known; where it cannot, why its arms have not run."""
+    outcome = claim.decide(known.evidence(claim.arms))
+    if outcome.verdict != "not attempted" or isinstance(claim.rule, NotAttempted) or known.budget == "smoke":
+        return outcome
+    missing = [f"{arm} has no run at this budget: {known.left_out[arm]}" for arm in claim.arms if arm in known.left_out]
+    return Outcome("not attempted", _sentences(missing) or outcome.why, outcome.numbers)
+
+
+def claim_entry(key: str, claim: Claim, known: Known, outcome: Outcome | None = None) -> dict[str, Any]:
+    """A claim with its verdict and evidence, as plain values."""
+    outcome = outcome if outcome is not None else outcome_of(claim, known)
+    return {
+        "paper": key, "id": claim.id, "statement": statement(key, claim), "verdict": outcome.verdict,
+        "budget": "exact" if claim.exact else known.budget, "why": outcome.why, "rule": claim.rule.text,
+        "evidence": {"runs": [] if claim.exact else known.runs(claim.arms), "numbers": dict(outcome.numbers)},
+        "stands_in": claim.stands_in, "about": _about(key, claim),
+    }  # fmt: skip
+
+
+def item_entry(key: str, item: Item, known: Known) -> dict[str, Any]:
+    """A table or figure, as plain values: its rows with measured beside printed numbers, and its drawings."""
+    evidence = known.evidence({*item.arms, *(row.arm for row in item.rows)})
+    figures, trouble = [], ""
+    try:
+        drawn = item.draw(evidence) if item.draw is not None else []
+        figures = [{"title": one.title, "svg": one.svg, "caption": one.caption, "wide": one.wide} for one in drawn]
+    except Exception as error:  # a figure that cannot be drawn must not take hours of runs with it
+        trouble = f"The figure could not be drawn ({type(error).__name__}: {error})."
+    left_out = {arm: known.left_out[arm] for arm in item.arms if arm in known.left_out}
+    return {
+        "paper": key, "id": item.id, "title": item.title, "note": item.note, "trouble": trouble,
+        "rows": [row_entry(key, row, evidence) for row in item.rows], "figures": figures, "claims": list(item.claims),
+        "runs": known.runs(item.arms), "left_out": left_out,
+    }  # fmt: skip
+
+
+def row_entry(key: str, row: Row, evidence: Evidence) -> dict[str, Any]:
+    """One row: what is printed, and what was measured with its spread over seeds (None where there is none)."""
+    values = evidence.values(row.arm, row.measure)
+    entry: dict[str, Any] = {
+        "label": row.label or row.arm, "arm": row.arm, "measure": row.measure, "measured": values,
+        "mean": fmean(values) if values else None, "spread": stdev(values) if len(values) > 1 else None,
+        "published": None, "unit": "", "verified": None, "source": "", "approximate": False,
+    }  # fmt: skip
+    if row.published:
+        cell = published(key).cell(row.published)
+        entry |= {"published": cell.value, "unit": cell.unit, "verified": cell.verified, "source": cell.source,
+                  "approximate": cell.approximate}  # fmt: skip
+    return entry
+
+
+def _about(key: str, claim: Claim) -> str:
+    """Of what kind the entry beside the printed numbers is: "claim", "discrepancy", or "text" for what has none of its own."""
+    printed = published(key)
+    if any(entry["id"] == claim.id for entry in printed.discrepancies):
+        return "discrepancy"
+    try:
+        printed.statement(claim.id)
+    except RequestError:
+        return "text"
+    return str(printed.claims[claim.id].get("origin", "claim"))
+
+
+def _sentences(texts: Sequence[str]) -> str:
+    return " ".join(text if text.endswith(".") else f"{text}." for text in texts)

@@ -1,0 +1,142 @@
+"""Results that are kept: one small JSON a run (recipe, manifest, metrics, measurements; no weights), and what they say. Layer 4.
+
+    results/<budget>/<run>.json    what `residua reproduce --keep` writes: `record.json` of the run with its measurements
+    results/exact.json             what structure and arithmetic have settled, by claim
+
+A kept run speaks for its arm as long as the arm's recipe is the one it was made with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from residua import budgets
+from residua import recipe as recipes
+from residua.claims import Arm, Ensemble, Outcome, Probe
+from residua.deciding import Known
+from residua.errors import RunError
+from residua.evidence import BUDGETS, Record
+from residua.matrix import Task, addressed, read_json
+from residua.recipe import Recipe
+from residua.runs import write_atomically
+from residua.selection import Shelf
+
+__all__ = ["card_of", "exact_outcomes", "keep", "keep_exact", "kept_cards", "known_from", "own_cards", "shipped"]
+
+
+def shipped() -> Path | None:
+    """The results that come with the source tree, if this is one."""
+    folder = Path(__file__).resolve().parent.parent / "results"
+    return folder if folder.is_dir() else None
+
+
+def card_of(task: Task) -> dict[str, Any]:
+    """What is kept of a run that is over: its record, and its measurements with what they were allowed."""
+    card = read_json(task.record)
+    found = {name: read_json(task.measured(name)) for name in task.measurements}
+    measured = {name: values["result"] for name, values in found.items() if values.get("result")}
+    left_out = {name: values["left_out"] for name, values in found.items() if values.get("left_out")}
+    own = {"id": task.id, "arm": task.arm.name}  # the run may have been made for another arm of the same recipe
+    return card | own | {"measurements": card["measurements"] | measured, "left_out": left_out}
+
+
+def keep(tasks: Iterable[Task], folder: Path) -> list[Path]:
+    """Writes the runs that are over to `folder`, with what was measured on them earlier; returns the files."""
+    written = []
+    for task in tasks:
+        if not task.record.is_file():
+            continue
+        path = folder / task.budget / f"{task.id}.json"
+        card = card_of(task)
+        earlier = read_json(path).get("measurements", {})
+        _write(path, card | {"measurements": earlier | card["measurements"]})
+        written.append(path)
+    return written
+
+
+def keep_exact(outcomes: Mapping[str, Outcome], folder: Path) -> Path:
+    """Adds what was settled without runs, by "paper/claim"."""
+    path = folder / "exact.json"
+    entries = {name: asdict(outcome) | {"numbers": dict(outcome.numbers)} for name, outcome in outcomes.items()}
+    _write(path, dict(sorted((read_json(path) | entries).items())))
+    return path
+
+
+def exact_outcomes(folder: Path | None) -> dict[str, Outcome]:
+    """What was settled without runs, by "paper/claim"."""
+    entries = read_json(folder / "exact.json") if folder else {}
+    return {name: Outcome(entry["verdict"], entry["why"], entry["numbers"]) for name, entry in entries.items()}
+
+
+def kept_cards(folder: Path | None) -> list[dict[str, Any]]:
+    """All runs that are kept in a folder, in the order of their names."""
+    if folder is None:
+        return []
+    return [card for budget in BUDGETS for path in sorted((folder / budget).glob("*.json")) if (card := read_json(path))]
+
+
+def own_cards(out: Path) -> list[dict[str, Any]]:
+    """All runs that are over in the folder of a reproduction."""
+    cards = []
+    for path in sorted((out / "runs").glob("*/record.json")):
+        card = read_json(path)
+        files = sorted((path.parent / "measured").glob("*.json"))
+        measured = {file.stem: values["result"] for file in files if (values := read_json(file)).get("result")}
+        if card:
+            cards.append(card | {"measurements": card["measurements"] | measured})
+    return cards
+
+
+def known_from(cards: Iterable[Mapping[str, Any]], papers: Shelf, budget: str) -> Known:
+    """What kept runs say at one budget; those of arms that have changed since, or are gone, say nothing."""
+    records: dict[tuple[str, int], Record] = {}
+    ids: dict[tuple[str, int], str] = {}
+    num_test = 0
+    for card in cards:
+        key = (card["arm"], card["seed"])
+        if card["budget"] != budget or key in records or not speaks(card, papers):
+            continue
+        curves = {name: [(int(step), float(value)) for step, value in points] for name, points in card["curves"].items()}
+        records[key] = Record(*key, card["values"], curves, card["measurements"], card["broken_off"])
+        ids[key], num_test = card["id"], max(num_test, card["num_test"])
+    left_out = {name: reason for name, arm in papers.arms.items() if (reason := budgets.unavailable(arm, budget))}
+    return Known(budget, list(records.values()), num_test, ids, left_out)
+
+
+def speaks(card: Mapping[str, Any], papers: Shelf) -> bool:
+    """Whether a kept run is one of an arm as it is now."""
+    arm = papers.arms.get(card["arm"])
+    if isinstance(arm, Arm):
+        if card["recipe"] is None or budgets.unavailable(arm, card["budget"]):
+            return False
+        return fits(budgets.recipe_at(arm, card["budget"], card["seed"]), _recipe(json.dumps(card["recipe"])))
+    if isinstance(arm, Probe):
+        return bool(card["address"] == addressed("probe", arm.name, arm.version, card["seed"], card["budget"]))
+    return isinstance(arm, Ensemble) and [part.rpartition("-s")[0] for part in card["parts"]] == list(arm.members)
+
+
+@cache
+def _recipe(text: str) -> Recipe:
+    return recipes.from_dict(json.loads(text), "a kept recipe")
+
+
+def fits(wanted: Recipe, resolved: Recipe) -> bool:
+    """Whether a resolved recipe is one that `wanted` leads to: equal but for the fields that it leaves to the data."""
+    for name, (asked, _) in recipes.differences(wanted, resolved).items():
+        left_open = asked is None or (name == "augment.crop" and asked == "auto") or (name == "model.name" and asked == "auto")
+        if not left_open and not name.startswith("checkpoints.") and name != "name":
+            return False
+    return True
+
+
+def _write(path: Path, card: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,225 @@
+"""Reproducing papers: what is named, run at a budget, decided, and written down as a page and as plain values. Layer 5.
+
+    <out>/runs/                one directory a run (`residua.matrix`); shared by all that names its arm, never made twice
+    <out>/reproduction.json    claims with their verdicts, items with measured beside printed numbers
+    <out>/reproduction.html    the same to be read: one self-contained file
+
+The same command continues what was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from residua import budgets, keeping, machine, matrix, planning, reproduction_page, runs
+from residua.deciding import Known, claim_entry, item_entry, outcome_of
+from residua.errors import RequestError, RunError
+from residua.evidence import Outcome
+from residua.matrix import Sources, Task, read_record
+from residua.planning import Planned
+from residua.record import Listener, Silent
+from residua.running import Settings, carry_out
+from residua.scoring import chosen_device
+from residua.selection import Shelf, select, shelf
+from residua.version import __version__
+from residua.wording import counted, duration
+
+__all__ = ["OUT", "Reproduction", "Watcher", "reproduce"]
+
+OUT = Path("reproduction")
+
+
+class Watcher(Listener, Protocol):
+    """Who watches a reproduction: the listener of each training, which is also told which run begins."""
+
+    def task(self, name: str, done: int, total: int, left: float) -> None:
+        """The run called `name` begins: those that are done, all of them, and the forecast seconds to the end."""
+
+
+class Unwatched(Silent):
+    """A watcher that says nothing."""
+
+    def task(self, name: str, done: int, total: int, left: float) -> None:
+        """Says nothing."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came out: `claims` and `items` as plain values (`residua.deciding`), the reasons of runs that failed by their id, and
+    the page and the JSON file that hold the same."""
+
+    document: dict[str, Any]
+    page: Path
+
+    @property
+    def claims(self) -> list[dict[str, Any]]:
+        """One entry a claim."""
+        return list(self.document["claims"])
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why runs failed, by their id."""
+        return dict(self.document["failed"])
+
+
+def reproduce(
+    names: Sequence[str] | str = (),
+    *,
+    budget: str = "small",
+    minutes: float | None = None,
+    seeds: int | None = None,
+    out: str | Path = OUT,
+    data_dir: str | Path | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    keep: str | Path | None = None,
+    watcher: Watcher | None = None,
+    papers: Shelf | None = None,
+) -> Reproduction:
+    """Runs what is named ("he2015", "he2015/fig6", "he2016/table1", ...; nothing: everything) and all that it needs, and decides.
+
+    `budget`: "smoke", "small" or "full" (`residua.budgets`). `minutes`: only the runs that are forecast to fit, those that decide
+    most claims first. `seeds`: another number of seeds than the budget's. `keep`: a folder for the small JSON file that is kept
+    of each run. `papers`: others than those of the catalogue.
+
+    Raises `RequestError` for a wrong request before any work, and where no run that is needed can be made here.
+    """
+    start = time.perf_counter()
+    budgets.check(budget)
+    if minutes is not None and not 0 < minutes < 1e7:
+        raise RequestError(f"minutes must be above 0, not {minutes}.")
+    if seeds is not None and seeds < 1:
+        raise RequestError(f"There must be at least one seed, not {seeds}.")
+    watcher = watcher or Unwatched()
+    papers = papers if papers is not None else shelf()
+    selection = select([names] if isinstance(names, str) else names, papers)
+    folder = Path(out)
+    plan = planning.planned(selection, papers, budget, folder, Sources(data_dir), seeds)
+    if plan.left_out and not plan.tasks and not any(claim.exact for _, claim in selection.claims) and not selection.items:
+        raise RequestError(next(iter(plan.left_out.values())))
+    tasks = planning.ordered(plan) if minutes is None else planning.fitting(plan, 60 * minutes)
+    watcher.note(_announced(plan, tasks, budget))
+    settings = Settings(papers.measurements, Path(data_dir) if data_dir else None, device, workers, watcher)
+    failed = _executed(plan, tasks, settings, watcher, None if minutes is None else start + 60 * minutes)
+    known = _known(plan, failed, minutes)
+    outcomes = {f"{key}/{claim.id}": outcome_of(claim, known) for key, claim in selection.claims}
+    if keep is not None:
+        keeping.keep(plan.all(), Path(keep))
+        keeping.keep_exact({name: outcomes[name] for name in _exact(plan)}, Path(keep))
+    document = _document(plan, known, outcomes, failed, folder, time.perf_counter() - start)
+    return _written(document, folder)
+
+
+def _executed(plan: Planned, tasks: Sequence[Task], settings: Settings, watcher: Watcher, end: float | None) -> dict[str, str]:
+    """Runs the tasks; with an `end`, those that would not be over by then are not begun."""
+
+    def begins(task: Task, done: int) -> None:
+        watcher.task(task.id, done, len(tasks), plan.cost(tasks))
+
+    def work(task: Task) -> None:
+        if end is None or time.perf_counter() + plan.costs[task.id] <= end:
+            carry_out(task, settings)
+
+    return matrix.execute(tasks, work, begins)
+
+
+def _known(plan: Planned, failed: Mapping[str, str], minutes: float | None) -> Known:
+    """What the runs that are over say."""
+    found = [(task, record) for task in plan.all() if (record := read_record(task)) is not None]
+    left_out = dict(plan.left_out)
+    for task in plan.all():
+        if task.id in failed:
+            left_out[task.arm.name] = failed[task.id]
+        elif minutes is not None and not task.record.is_file():
+            forecast = duration(plan.costs[task.id])
+            left_out[task.arm.name] = f"its run did not fit into the time (forecast {forecast})"
+    ids = {(task.arm.name, task.seed): task.path.name for task, _ in found}
+    num_test = max((task.num_test for task, _ in found), default=0)
+    return Known(plan.budget, [record for _, record in found], num_test, ids, left_out)
+
+
+def _exact(plan: Planned) -> list[str]:
+    return [f"{key}/{claim.id}" for key, claim in plan.selection.claims if claim.exact]
+
+
+def _announced(plan: Planned, tasks: Sequence[Task], budget: str) -> str:
+    todo = [task for task in tasks if task.state() != "done"]
+    there = len(tasks) - len(todo)
+    claims, items = len(plan.selection.claims), len(plan.selection.items)
+    text = f"{counted(claims, 'claim')} and {counted(items, 'item')} at the budget {budget}: {counted(len(tasks), 'run')}"
+    text += f", {there} of them there already" if there else ""
+    text += f"; about {duration(plan.cost(todo))} (within a factor of two)." if todo else "."
+    for reason, arms in _grouped(plan.left_out).items():
+        text += f"\nLeft out: {', '.join(arms[:4])}{f' and {len(arms) - 4} more' if len(arms) > 4 else ''}: {reason}"
+    return text
+
+
+def _grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        groups.setdefault(reason, []).append(name)
+    return groups
+
+
+# ---------------------------------------------------------------------------------------------------------------- document
+
+
+def _document(
+    plan: Planned, known: Known, outcomes: Mapping[str, Outcome], failed: Mapping[str, str], folder: Path, seconds: float
+) -> dict[str, Any]:
+    selection = plan.selection
+    claims = [
+        claim_entry(key, claim, known, outcomes[f"{key}/{claim.id}"]) | {"again": _again([f"{key}/{claim.id}"], plan.budget)}
+        for key, claim in selection.claims
+    ]
+    items = [item_entry(key, item, known) | {"again": _again([f"{key}/{item.id}"], plan.budget)} for key, item in selection.items]
+    return {
+        "version": __version__, "budget": plan.budget, "names": list(selection.names), "out": str(folder),
+        "seconds": round(seconds, 1), "again": _again(selection.names, plan.budget), "claims": claims, "items": items,
+        "runs": [_run_entry(task) for task in plan.all() if task.record.is_file()], "left_out": dict(known.left_out),
+        "failed": dict(failed), "hardware": machine.hardware(chosen_device(None)), "versions": machine.versions(),
+    }  # fmt: skip
+
+
+def _again(names: Sequence[str], budget: str) -> str:
+    """The command that repeats this."""
+    return " ".join(["residua reproduce", *names, "--budget", budget])
+
+
+def _run_entry(task: Task) -> dict[str, Any]:
+    """One run: what it was, what it showed, and how it departed from the protocol."""
+    card = keeping.card_of(task)
+    return {
+        "id": task.path.name, "arm": task.arm.name, "seed": task.seed, "values": card["values"], "broken_off": card["broken_off"],
+        "departures": departures(task), "stand_in": getattr(task.arm, "stand_in", ""), "left_out": card["left_out"],
+        "verify": f"residua reproduce --verify {task.path.name}",
+    }  # fmt: skip
+
+
+def departures(task: Task) -> dict[str, list[Any]]:
+    """The fields of the recipe that differ from the paper's protocol: [there, here]."""
+    from residua.claims import Arm
+    from residua.recipe import differences
+
+    if not isinstance(task.arm, Arm):
+        return {}
+    here = budgets.recipe_at(task.arm, task.budget, task.seed)
+    found = differences(replace(task.arm.recipe, seed=task.seed), here)
+    return {name: [there, now] for name, (there, now) in found.items()}
+
+
+def _written(document: dict[str, Any], folder: Path) -> Reproduction:
+    page = folder / "reproduction.html"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        runs.write_atomically(folder / "reproduction.json", text)
+        runs.write_atomically(page, reproduction_page.page(document))
+    except OSError as error:
+        raise RunError(f"The reproduction cannot be written to {folder}: {error.strerror or error}.") from error
+    return Reproduction(document, page)

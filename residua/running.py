@@ -1,0 +1,194 @@
+"""One task of the matrix carried out: trained or computed, measured, and written down as small plain values. Layer 4."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from residua import budgets, runs
+from residua import recipe as recipes
+from residua.analysis import CATALOG as ANALYSES
+from residua.analysis import Budget, NotApplicable
+from residua.claims import Arm, Ensemble, Measurement, Probe
+from residua.errors import RunError
+from residua.evaluation import PROTOCOLS, Evaluation, evaluate
+from residua.matrix import Task, read_json
+from residua.record import Listener, Silent
+from residua.runs import Run, write_atomically
+from residua.scoring import chosen_device
+from residua.step import NonFiniteLoss
+from residua.subjects import run_subject
+from residua.training import train
+from residua.version import __version__
+
+__all__ = ["FORMAT", "Settings", "carry_out"]
+
+FORMAT = 1
+POINTS = 200  # of a curve that is kept
+OPENING = 50  # lines of the training's beginning that are kept as they were, to hold a repetition against
+MANIFEST = (
+    "residua", "created", "versions", "hardware", "git", "data_fingerprint", "total_steps", "steps_per_epoch", "threads",
+    "parameters", "multiply_adds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where data lie and how to work; `measurements` are those of the papers, by name."""
+
+    measurements: Mapping[str, Measurement]
+    data_dir: Path | None = None
+    device: str | None = None
+    workers: int | None = None
+    listener: Listener = field(default_factory=Silent)
+
+
+def carry_out(task: Task, settings: Settings) -> None:
+    """Does what a task lacks: the training, which continues at its last checkpoint, then each measurement that is not there.
+
+    Raises what `residua.training.train` raises, but for a loss that is not finite: that is a result, and written down as one.
+    """
+    if not task.record.is_file():
+        if isinstance(task.arm, Arm):
+            _train(task, settings)
+        elif isinstance(task.arm, Ensemble):
+            _combine(task, task.arm, settings)
+        else:
+            _compute(task, task.arm)
+    for name in task.measurements:
+        if not task.has(name):
+            settings.listener.note(f"Measuring {name} of {task.id}.")
+            _write(task.measured(name), _measured(task, name, settings))
+
+
+# -------------------------------------------------------------------------------------------------------------- trainings
+
+
+def _train(task: Task, settings: Settings) -> None:
+    assert task.recipe is not None
+    broken = ""
+    try:
+        train(
+            recipe=task.recipe, out=task.path, data_dir=settings.data_dir, device=settings.device, workers=settings.workers,
+            listener=settings.listener,
+        )  # fmt: skip
+    except RunError as error:
+        if not isinstance(error.__cause__, NonFiniteLoss):
+            raise
+        broken = f"Training broke off: the loss was {error.__cause__.value} at update {error.__cause__.step:,}."
+    run = runs.open_run(task.path)
+    values, curves = _shown(run, broken, settings)
+    manifest = {name: run.manifest[name] for name in MANIFEST} | {"plan": run.manifest["plan"]["name"]}
+    opening = [[line["step"], line["values"]["loss"], line["values"]["error"]] for line in run.metrics("train")[:OPENING]]
+    _record(task, values, curves, broken=broken, manifest=manifest, opening=opening)
+
+
+def _shown(run: Run, broken: str, settings: Settings) -> tuple[dict[str, float], dict[str, list[list[float]]]]:
+    """The measures and curves of a run (`residua.evidence.Record`)."""
+    lines, tests = run.metrics("train"), run.metrics("test")
+    total, images = run.manifest["total_steps"], run.recipe.batch_size
+    values: dict[str, float] = {"parameters": run.manifest["parameters"], "multiply_adds": run.manifest["multiply_adds"]}
+    if broken:
+        chance = 100 * (1 - 1 / len(run.classes))
+        values |= {"test_error": chance, "train_error": chance, "best_test_error": chance}
+    else:
+        last = [line["values"] for line in lines if line["step"] > total - run.manifest["steps_per_epoch"]]
+        seconds = run.metrics("end")[-1]["values"]["training_seconds"]
+        values |= {"training_seconds": seconds, "seconds_per_image": seconds / (total * images)}
+        values |= {f"train_{name}": fmean(line[name] for line in last) for name in ("error", "loss")}
+        values |= _tested(tests[-1]["values"]) if tests else _evaluated(_evaluation([run], "center", settings))
+        values["best_test_error"] = min([values["test_error"], *(line["values"]["top1_error"] for line in tests)])
+    curves = {f"train_{name}": _curve(lines, name) for name in ("error", "loss")}
+    if tests:
+        curves |= {"test_error": _curve(tests, "top1_error"), "test_loss": _curve(tests, "loss")}
+    return values, curves
+
+
+def _tested(values: Mapping[str, float]) -> dict[str, float]:
+    found = {"test_error": values["top1_error"], "test_loss": values["loss"]}
+    return found | ({"top5_error": values["top5_error"]} if "top5_error" in values else {})
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
+    """Points (update, value), at most `POINTS`: means of equal stretches, at their last update."""
+    stretch = max(1, math.ceil(len(lines) / POINTS))
+    parts = [lines[start : start + stretch] for start in range(0, len(lines), stretch)]
+    return [[part[-1]["step"], float(f"{fmean(line['values'][name] for line in part):.6g}")] for part in parts]
+
+
+# ---------------------------------------------------------------------------------------------- what is not trained itself
+
+
+def _combine(task: Task, ensemble: Ensemble, settings: Settings) -> None:
+    broken = [part.arm.name for part in task.parts if read_json(part.record).get("broken_off")]
+    if broken:
+        raise RunError(f"{task.id} cannot be combined: the training of {', '.join(broken)} broke off.")
+    found = _evaluation([runs.open_run(part.path) for part in task.parts], ensemble.protocol, settings)
+    _record(task, _evaluated(found), {})
+
+
+def _compute(task: Task, probe: Probe) -> None:
+    found = probe.measure(task.seed, task.budget)
+    numbers = {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+    _record(task, numbers, {}, measurements={name: value for name, value in found.items() if name not in numbers})
+
+
+def _evaluation(of: Sequence[Run], protocol: str, settings: Settings) -> Evaluation:
+    return evaluate(of, protocol=protocol, data_dir=settings.data_dir, device=settings.device, save=False)
+
+
+def _evaluated(found: Evaluation) -> dict[str, float]:
+    values = {"test_error": found.top1_error, "test_loss": found.nll}
+    return values | ({"top5_error": found.top5_error} if found.top5_error is not None else {})
+
+
+# ----------------------------------------------------------------------------------------------------------- measurements
+
+
+def _measured(task: Task, name: str, settings: Settings) -> dict[str, Any]:
+    """What the file of a measurement holds: "result", or under "left_out" why it has no meaning for this network."""
+    allowance = budgets.ALLOWANCE[task.budget]
+    card: dict[str, Any] = {"name": name, "allowance": allowance, "residua": __version__}
+    if name in PROTOCOLS:
+        found = _evaluation([runs.open_run(task.path)], name, settings)
+        return card | {"result": _evaluated(found) | {"used": {"images": found.num_samples}, "scales": found.scales}}
+    own = settings.measurements.get(name)
+    measure = own.measure if own is not None else ANALYSES.get(name).measure
+    subject = run_subject(task.path, data_dir=settings.data_dir, device=chosen_device(settings.device), name=task.arm.name)
+    try:
+        return card | {"version": own.version if own else 0, "result": measure(subject, Budget(allowance))}
+    except NotApplicable as reason:
+        return card | {"left_out": str(reason)}
+
+
+def _record(
+    task: Task,
+    values: Mapping[str, float],
+    curves: Mapping[str, Any],
+    *,
+    broken: str = "",
+    manifest: Mapping[str, Any] | None = None,
+    opening: Sequence[Sequence[float]] = (),
+    measurements: Mapping[str, Any] | None = None,
+) -> None:
+    card = {
+        "format": FORMAT, "id": task.id, "arm": task.arm.name, "seed": task.seed, "budget": task.budget, "address": task.address,
+        "recipe": recipes.to_dict(task.recipe) if task.recipe else None, "parts": [part.id for part in task.parts],
+        "manifest": dict(manifest or {"residua": __version__}), "num_test": task.num_test, "broken_off": broken,
+        "values": {name: value for name, value in values.items() if math.isfinite(value)}, "curves": dict(curves),
+        "opening": [list(line) for line in opening], "measurements": dict(measurements or {}),
+    }  # fmt: skip
+    _write(task.record, card)
+
+
+def _write(path: Path, card: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False))
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error
