@@ -34,7 +34,7 @@ def not_worse(left: str, right: str, margin: float, measure: str = "test_error",
     def decide(evidence: Evidence) -> Outcome:
         values = evidence.values(left, measure), evidence.values(right, measure)
         if not all(values):
-            return Outcome("not attempted", f"There is no {measure} of {left if not values[0] else right} yet.")
+            return Outcome("not attempted", f"There is no {measure.replace('_', ' ')} of {left if not values[0] else right} yet.")
         one = compared(*values, num_test=evidence.num_test if measure == "test_error" else 0)
         said = one.words(left, right)  # one.low and high bound the right minus the left
         if one.single:
