@@ -34,7 +34,7 @@ SIDES = (64, 96, 128, 192, 224, 240, 256, 288, 299, 384, 448)
 LARGEST = {"torchvision": 700_000_000, "timm": 60_000_000}  # parameters: a process stays within 3 GB
 HALF = 250_000_000  # larger ones are taken in bfloat16; the proof widens one layer at a time
 SMALLER = {"vit_h_14": {"image_size": 112}}  # built for smaller images, so that the signals of the proof fit, too
-FULL = 1.2e9  # resident bytes at which a process starts no further network
+FULL = 1.2e9  # resident bytes at which a process starts no further network, and none of the larger ones if it has done any
 LONGEST = 300  # seconds a network
 PER_FAMILY = 5  # of timm's variants of one module, the smallest by name
 
@@ -65,7 +65,12 @@ def build(name: str) -> torch.nn.Module:
 
 
 def parameters(name: str) -> int:
-    """Counted on the meta device, without memory."""
+    """As torchvision states it, else counted on the meta device."""
+    library, _, model = name.partition(":")
+    if library == "torchvision":
+        import torchvision
+
+        return int(torchvision.models.get_model_weights(model).DEFAULT.meta["num_params"])
     try:
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in build(name).parameters())
@@ -176,11 +181,14 @@ def main() -> None:
         start = time.perf_counter()
         part, parts = map(int, options.part.split("/"))
         known = {json.loads(line)["network"] for line in options.out.read_text().splitlines()} if options.out.exists() else set()
+        done = 0
         for name in networks()[part - 1 :: parts]:
             if name in known:
                 continue
-            if time.perf_counter() - start > options.seconds or resident() > FULL:
+            full = done and (resident() > FULL or parameters(name) > HALF)
+            if full or time.perf_counter() - start > options.seconds:
                 sys.exit(3)
+            done += 1
             signal.alarm(LONGEST)
             line = measure(name)
             signal.alarm(0)

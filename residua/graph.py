@@ -1,7 +1,7 @@
 """Any module as a graph of functional operations: by torch.export, else by a trace of what it does. Layer 3.
 
 The graph holds operations of torch.ops.aten without side effects, in evaluation mode, for inputs of the shapes of the examples.
-`residua.functional` brings it into the form that `residua.census` reads. The model itself is not changed.
+`residua.functional` and `residua.merging` bring it into the form that `residua.census` reads. The model itself is not changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from residua.errors import RequestError
-from residua.functional import decline, fold_merges, inline_regions, remove_side_effects, sharing, without_checks
+from residua.functional import decline, inline_regions, remove_side_effects, sharing, without_checks
+from residua.merging import fold_merges
 
 __all__ = ["Captured", "capture", "module_path", "shape_of"]
 
@@ -153,6 +154,7 @@ def _traced(model: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
         traced = make_fx(functional, tracing_mode="real", _error_on_data_dependent_ops=False)(*tensors)
     _restore_placeholders(traced.graph, inputs)
     without_checks(traced.graph)
+    remove_side_effects(traced.graph)  # those on buffers remain
     return _named(traced, model)
 
 

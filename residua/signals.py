@@ -37,13 +37,15 @@ _CARRIES = {
     "view", "_unsafe_view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "permute", "transpose", "t", "getitem",
     "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "contiguous", "clone", "alias", "to", "_to_copy",
     "dropout", "flatten", "unflatten", "upsample_nearest2d", "upsample_bilinear2d", "repeat", "view_as", "type_as",
-    "repeat_interleave",
+    "repeat_interleave", "reshape_as",
 }  # fmt: skip
 # These read the shape of a signal and nothing of its values.
 _FORMED = {
     "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like",
     "randn_like", "sym_size", "new_empty_strided",
 }  # fmt: skip
+# These read the values of their first operand and the form of the second.
+_LIKE = {"expand_as", "view_as", "reshape_as", "type_as"}
 _AFFINE = {"rsub", "sub", "add", "mul", "div", "neg"}
 
 
@@ -104,7 +106,7 @@ def read(captured: Captured) -> Signal:
         if node.op == "output":
             outputs = tuple(dict.fromkeys(of[source] for source in node.all_input_nodes if source in of))
             continue
-        operands = tuple(dict.fromkeys(of[source] for source in node.all_input_nodes if source in of))
+        operands = tuple(dict.fromkeys(of[source] for source in _read(node) if source in of))
         if not operands or operation(node) in _FORMED:
             heavy[node] = _is_heavy(captured, node, heavy)
             name = operation(node)
@@ -134,6 +136,11 @@ def read(captured: Captured) -> Signal:
         of[node] = spot.number
         spots.append(spot)
     return Signal(spots, of, outputs, random)
+
+
+def _read(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values a node reads."""
+    return node.all_input_nodes[:1] if operation(node) in _LIKE else node.all_input_nodes
 
 
 def _is_heavy(captured: Captured, node: fx.Node, heavy: dict[fx.Node, bool]) -> bool:

@@ -14,7 +14,8 @@ from residua.signals import RECURRENT, Signal, Spot
 __all__ = ["MIXING", "Behind", "Way", "back", "dominates", "is_linear"]
 
 _LINEAR = {
-    "view", "_unsafe_view", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "permute", "transpose", "t", "numpy_T",
+    "view", "_unsafe_view", "reshape", "reshape_as", "expand", "expand_as",
+    "unsqueeze", "squeeze", "permute", "transpose", "t", "numpy_T",
     "getitem", "select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "tensor_split", "contiguous",
     "clone", "alias", "to", "_to_copy", "flatten", "unflatten", "view_as", "type_as", "repeat", "repeat_interleave", "roll",
     "flip", "pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "pixel_shuffle",
@@ -31,6 +32,10 @@ MIXING = {
     "mm", "bmm", "matmul", "addmm", "baddbmm", "einsum", "scaled_dot_product_attention", "_scaled_dot_product_attention_math",
     "_scaled_dot_product_flash_attention_for_cpu", "linear", "dot", "mv", "conv1d", "conv2d", "conv3d", "convolution",
 }  # fmt: skip
+
+_AVERAGES = {"mean", "var", "std", "var_mean", "std_mean", "sum", "norm", "linalg_vector_norm"}
+# What a normalisation consists of that is written out: averages, and what divides by them.
+_STATISTICS = _AVERAGES | {"pow", "square", "sqrt", "rsqrt", "reciprocal", "mul", "div", "abs", "neg", "clamp_min", "maximum"}
 
 
 @dataclass(frozen=True)
@@ -157,19 +162,21 @@ def _through(signal: Signal, way: Way, spot: Spot) -> Way:
 
 
 def _across(spots: list[Spot], way: Way, spot: Spot) -> Way | None:
-    """One step back over ways that part and meet again without weights, as in a normalisation written out."""
+    """One step back over ways that part and meet again without weights, as in a normalisation or activation written out."""
     top = spot.dominator
     if top is None or spots[top].full != spot.full:
         return None
-    pending, seen = [spot.number], {top}
+    pending, seen, names = [spot.number], {top}, set()
     while pending:
         number = pending.pop()
         if number not in seen:
             seen.add(number)
-            if spots[number].name in MIXING:
-                return None
+            names.add(spots[number].name)
             pending.extend(spots[number].operands)
-    return replace(way, source=top, scaled=True)
+    if names & MIXING:
+        return None
+    normalizes = bool(names & _AVERAGES) and names <= _STATISTICS | _LINEAR
+    return replace(way, source=top, scaled=True, nonlinear=way.nonlinear or not (normalizes or names <= _LINEAR))
 
 
 def dominates(spots: list[Spot], above: int, number: int) -> bool:
