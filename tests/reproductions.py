@@ -6,8 +6,23 @@ from typing import Any
 
 from residua.analysis import Budget, Drawing, Subject
 from residua.claims import (
-    AllOf, Arm, Claim, Ensemble, Evidence, Exact, Item, Lower, Measured, Measurement, NotAttempted, Outcome, Paper, Probe, Row, Works,
-)  # fmt: skip
+    AllOf,
+    Arm,
+    Claim,
+    Ensemble,
+    Evidence,
+    Exact,
+    Item,
+    Lower,
+    Measured,
+    Measurement,
+    NotAttempted,
+    Outcome,
+    Paper,
+    Probe,
+    Row,
+    Works,
+)
 from residua.recipe import Augment, Data, Model, Optim, Recipe
 from residua.selection import Shelf
 
@@ -19,12 +34,13 @@ def arm(name: str, steps: int = 24, **fields: Any) -> Arm:
     options = fields.pop("options", {})
     recipe = Recipe(
         name="a recipe", data=Data(source="digits"), model=Model(name="cifar_resnet", options={"depth": 8, **options}),
-        augment=Augment(crop="pad", flip=False), optim=Optim(lr=0.05), batch_size=32, steps=10 * steps, evaluations=2, plan="fp32",
+        augment=Augment(crop="pad", flip=False), optim=Optim(lr=0.05), batch_size=32, steps=10 * steps, evaluations=2,
+        plan="fp32",
     )  # fmt: skip
     return Arm(name, recipe, **{"small": {"steps": steps}, "small_seeds": 2, **fields})
 
 
-def _norms(subject: Subject, budget: Budget) -> dict[str, Any]:
+def _norms(subject: Subject, _: Budget) -> dict[str, Any]:
     total = sum(float(tensor.detach().square().sum()) for tensor in subject.model.parameters())
     return {"sum_of_squares": total, "used": {"images": 0}}
 
@@ -58,7 +74,8 @@ def make_shelf(*more: Arm) -> Shelf:
     items = (
         Item(
             "fig6", "Curves", ("residual", "plain"), ("ten-crop", "lesion"),
-            rows=(Row("residual", published="table6/resnet-20/error"), Row("plain", "train_error")), draw=_draw, claims=("lower",),
+            rows=(Row("residual", published="table6/resnet-20/error"), Row("plain", "train_error")), draw=_draw,
+            claims=("lower",),
         ),
         Item("combined", "An ensemble", ("both",), rows=(Row("both"),)),
     )  # fmt: skip
