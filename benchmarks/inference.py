@@ -109,8 +109,9 @@ def serve(way: str, model: str, batch: int, folder: str, pipe: Any) -> None:
     run = forward(way, built, folder)
     with torch.inference_mode() if way != "onnxruntime" else torch.no_grad():
         run(images)
-        pipe.send((time.perf_counter() - before, before - began))
+        start_seconds = time.perf_counter() - before
         run(images)
+        pipe.send((start_seconds, before - began))  # from here on nothing runs but what is asked for
         while (seconds := pipe.recv()) is not None:
             taken: list[float] = []
             while not taken or sum(taken) < seconds:

@@ -124,9 +124,12 @@ def needs(network: Network, recipe: Recipe, chosen: Plan, share: Share, device: 
     sample = torch.zeros(2, channels, side, side, device=device)
     twin = copy.deepcopy(network).to(device)
     kept = plan.activation_bytes(twin, sample, chosen)
-    if network.recompute_every:  # what lies between two kept inputs comes back for a while: the largest such part
+    if network.recompute_every:  # what lies between two kept inputs comes back, when the maps of later stages are gone
+        twin.recompute_stages = None
+        least = plan.activation_bytes(twin, sample, chosen)
         twin.recompute_every = 0
-        kept += (plan.activation_bytes(twin, sample, chosen) - kept) * network.recompute_every // max(1, longest_stage(network))
+        part = min(1.0, network.recompute_every / max(1, longest_stage(network)))
+        kept = max(kept, least + round((plan.activation_bytes(twin, sample, chosen) - least) * part))
     images = min(recipe.micro_batch or recipe.batch_size, -(-recipe.batch_size // share.world))
     copies = 2 + (2 if recipe.optim.name in ("adamw", "rmsprop") else 1) + bool(recipe.average.decay)
     return {"seconds": round(seconds, 1), "memory_mib": round((4 * copies * num_parameters(network) + images * kept) / 2**20)}
@@ -150,13 +153,14 @@ def spare_memory(network: Network, recipe: Recipe, share: Share, device: torch.d
     if wanted <= SPARE * free:
         return None
     network.recompute_every = max(1, round(math.sqrt(longest_stage(network))))
-    for stages in range(1, len(network.stages) + 1):
+    for stages in range(0 if chosen.fused else 1, len(network.stages) + 1):  # fused: 0 spares what costs no convolution
         network.recompute_stages = stages
         if needs(network, recipe, chosen, share, device, 0.0)["memory_mib"] * 2**20 <= SPARE * free:
             break
+    which = f"those of the first {network.recompute_stages} stages" if network.recompute_stages else "those behind normalisations"
     return (
-        f"Keeping all activations would take {wanted // 2**20:,} MiB and {free // 2**20:,} MiB are free, so those of the first "
-        f"{network.recompute_stages} stages are computed again in the backward pass, {network.recompute_every} units at a time."
+        f"Keeping all activations would take {wanted // 2**20:,} MiB and {free // 2**20:,} MiB are free, so {which} are computed "
+        f"again in the backward pass, {network.recompute_every} units at a time."
     )
 
 

@@ -143,7 +143,7 @@ def _normalized(
     x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, relu: bool,
     norm: nn.BatchNorm2d | None = None, statistics: int = _GIVEN,
 ) -> Tensor:  # fmt: skip
-    """relu(norm(x) + h) with the statistics in `mean` and `invstd`, or with those that `statistics` says, which are left there."""
+    """relu(norm(x) + h) with the statistics in `mean` and `invstd`, or with those that `statistics` says, left there."""
     y = torch.empty_like(x)
     channels = x.shape[1]
     running = (None, None, 0.0, 0.0) if norm is None else (norm.running_mean, norm.running_var, norm.eps, norm.momentum)
@@ -208,12 +208,13 @@ class FusedUnit(nn.Module):
 
 def spared(network: Network) -> None:
     """Has a fused network (the twin that `fused` gave) make maps again in the backward pass as `recompute_every` and
-    `recompute_stages` say: stages of fused units do so bit for bit (`residua.sparing`), the others by a second forward pass."""
+    `recompute_stages` say: stages of fused units do so bit for bit, those that `recompute_stages` leaves out without their
+    convolutions (`residua.sparing`); other stages by a second forward pass."""
     if not network.recompute_every or len(network.auxiliaries):
         return
     stages = len(network.stages) if network.recompute_stages is None else network.recompute_stages
     twins = [
-        SparingStage(stage, network.recompute_every if index < stages else 0) if _only_fused_units(stage) else stage
+        SparingStage(stage, network.recompute_every, convolutions=index < stages) if _only_fused_units(stage) else stage
         for index, stage in enumerate(network.stages)
     ]
     network.stages = nn.ModuleList(twins)

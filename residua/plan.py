@@ -116,9 +116,11 @@ def set_allocator(sparing: bool) -> None:
         mallopt(m_trim_threshold, 2**18 if sparing else 2**31 - 1)
 
 
-def spares(network: Network) -> bool:
-    """Whether memory comes before speed: the network recomputes its activations in all stages."""
-    return network.recompute_every > 0 and network.recompute_stages is None
+def spares(network: Network, plan: Plan | None = None) -> bool:
+    """Whether memory comes before speed: the network recomputes its activations in all stages, and not, under `plan`, map by map
+    in the fused loops, after which little is left between the blocks of the heap."""
+    recomputes = network.recompute_every > 0 and network.recompute_stages is None
+    return recomputes and not (plan is not None and plan.fused)
 
 
 def compile_obstacle(network: Network, device: torch.device) -> str | None:
@@ -267,8 +269,8 @@ def _judged(trial: Trial, reference: Trial) -> Trial:
 
 
 def activation_bytes(network: Network, images: Tensor, plan: Plan) -> int:
-    """Bytes that the backward pass of one image keeps, measured on the given few images [N, C, H, W]; torch's generator is
-    left as it was."""
+    """Bytes that the backward pass keeps for each image more, measured on the given few images [N, C, H, W] and on twice as many
+    (what it keeps whatever their number, such as weights in bf16, is left out); torch's generator is left as it was."""
     seen: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> None:
@@ -276,6 +278,12 @@ def activation_bytes(network: Network, images: Tensor, plan: Plan) -> int:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
 
     devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), kept_bytes(keep), plan.autocast(images.device):
-        (compiled(network, plan) if plan.fused else network)(images)
-    return sum(seen.values()) // len(images)
+    forward = compiled(network, plan) if plan.fused else network
+    found = []
+    for times in (1, 2):
+        seen.clear()
+        with torch.random.fork_rng(devices=devices), kept_bytes(keep), plan.autocast(images.device):
+            graph = forward(plan.placed(torch.cat([images] * times)))
+        found.append(sum(seen.values()))
+        del graph  # what was seen had to stay until it was counted: an address may be used again
+    return (found[1] - found[0]) // len(images)

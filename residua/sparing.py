@@ -4,9 +4,12 @@ A convolution needs its input again for its weights' gradient, a normalisation i
 so, two come out of a normalisation: with its statistics kept, one pass over memory makes such a map again. The two others
 are results of convolutions and cost a convolution each. So a stage can be spared in two ways:
 
-    "maps"   keeps the results of convolutions and the units' outputs; what a normalisation gave is made again. Nearly free.
-    "units"  keeps the output of every k-th unit; all else is made again, each map once, when it is first asked for. Unlike a
-             second forward pass it takes no statistics anew and makes nothing that nobody asks for.
+    without convolutions   keeps their results and the output of every k-th unit; what a normalisation gave is made again, and
+                           so are the other outputs. Nearly free.
+    with convolutions      keeps the output of every k-th unit; all else is made again.
+
+Each map is made once, when it is first asked for. Unlike a second forward pass this takes no statistics anew and makes nothing
+that nobody asks for.
 
 Whatever is made again is a function of the same inputs through the same loops, so gradients do not change by a bit. A map
 that nothing is known about, or that was written to after it was made, is kept.
@@ -46,12 +49,11 @@ class Kept:
 
 
 class _Sparing(TorchFunctionMode):
-    """Within it, saved tensors that are known how to be made again are not kept. `every`: units between two kept outputs, 0 to
-    keep the results of convolutions."""
+    """Within it, saved tensors that are known how to be made again are not kept."""
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, convolutions: bool) -> None:
         super().__init__()
-        self.every = every
+        self.every, self.convolutions = every, convolutions
         self._known: dict[int, tuple[weakref.ref[Tensor], int, Kept]] = {}  # by address; an address lives as long as its tensor
         self._hooks = saved_tensors_hooks(self._pack, _unpack)
 
@@ -71,10 +73,11 @@ class _Sparing(TorchFunctionMode):
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function is torch.conv2d and self.every and not kwargs and isinstance(result, Tensor) and result.requires_grad:
+        if self.convolutions and function is torch.conv2d and not kwargs and isinstance(result, Tensor) and result.requires_grad:
             source, dtype = self.handle(args[0]), result.dtype
-            rest = [_plain(value, dtype) for value in args[1:3]]  # in the precision of autocast
-            self.learn(result, Kept(make=lambda: torch.conv2d(source.get().to(dtype), *rest, *args[3:])))
+            # in the precision of autocast; and no reference to the input itself, which is not to be kept
+            rest = [*(_plain(value, dtype) for value in args[1:3]), *args[3:]]
+            self.learn(result, Kept(make=lambda: torch.conv2d(source.get().to(dtype), *rest)))
         return result
 
     def norm(self, y: Tensor, x: Tensor, h: Tensor | None, make: Callable[[Tensor, Tensor | None], Tensor]) -> None:
@@ -141,23 +144,23 @@ def kept_bytes(count: Callable[[Tensor], object]) -> Iterator[None]:
 
 
 class SparingStage(nn.Module):
-    """A stage whose maps are made again in the backward pass: `every` > 0 keeps the output of every so many units, 0 the results
-    of convolutions. Shares the layers of `stage`, which must consist of fused units."""
+    """A stage whose maps are made again in the backward pass, with `convolutions` or without; the output of each `every` units is
+    kept. Shares the layers of `stage`, which consists of fused units."""
 
-    def __init__(self, stage: nn.Module, every: int) -> None:
+    def __init__(self, stage: nn.Module, every: int, *, convolutions: bool) -> None:
         super().__init__()
-        self.stage, self.every = stage, every
+        self.stage, self.every, self.convolutions = stage, every, convolutions
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and torch.is_grad_enabled()):
             return self.stage(x)
-        with _Sparing(self.every) as sparing:
+        with _Sparing(self.every, self.convolutions) as sparing:
             y: Tensor = self.stage(x)
             sparing.keep(y)
         return y
 
     def extra_repr(self) -> str:
-        return f"every={self.every}"
+        return f"every={self.every}, convolutions={self.convolutions}"
 
 
 def _unpack(kept: Tensor | Kept) -> Tensor:

@@ -111,7 +111,7 @@ def _prepare(
         )  # fmt: skip
     else:
         raise RequestError(f"{target} is not empty and is not a run. Choose another --out.")
-    plan.apply(prepared.plan, prepared.run.manifest["threads"], device, sparing=plan.spares(prepared.network))
+    plan.apply(prepared.plan, prepared.run.manifest["threads"], device, sparing=plan.spares(prepared.network, prepared.plan))
     if not (target / "samples" / "augmented.png").exists():
         _write_samples(prepared)
     return prepared
@@ -147,7 +147,7 @@ def _follow(
     together(share)
     dataset, resolved = _open(wanted, data_dir, device, Silent())
     prepared = prepare.continue_run(target, resolved, dataset, device, workers=_workers(workers), share=share)
-    plan.apply(prepared.plan, prepared.run.manifest["threads"], device, sparing=plan.spares(prepared.network))
+    plan.apply(prepared.plan, prepared.run.manifest["threads"], device, sparing=plan.spares(prepared.network, prepared.plan))
     return _run(prepared, share, Silent())
 
 

@@ -40,16 +40,17 @@ def test_as_few_stages_are_recomputed_as_the_memory_asks_for(recipe: Recipe, mon
     for stages in (1, 2, 3):
         network.recompute_every, network.recompute_stages = 3, stages
         needs[stages] = needed(network, recipe)
-    assert whole > needs[1] > needs[2] > needs[3]
+    assert whole > needs[1] > needs[2] >= needs[3], "what comes back for a while may be more than what is kept"
     assert needs[1] < 0.8 * whole, "the first of three stages holds four sevenths of the activations"
     for stages in (1, 2, 3):
         network = fresh_network(recipe)
         free = int((needs[stages] + 1) * 2**20 / forecast.SPARE)
         monkeypatch.setattr(forecast, "free_memory", lambda _, free=free: free)
         said = forecast.spare_memory(network, recipe, Share(), CPU)
-        assert (network.recompute_every, network.recompute_stages) == (3, stages)
+        fewest = next(fitting for fitting in needs if needs[fitting] <= needs[stages])
+        assert (network.recompute_every, network.recompute_stages) == (3, fewest)
         assert said is not None
-        assert f"first {stages} stages are computed again" in said
+        assert f"first {fewest} stages are computed again" in said
 
 
 def test_what_the_recipe_has_decided_stays(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

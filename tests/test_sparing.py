@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -81,15 +82,33 @@ def kept(network: Network, count: int, side: int) -> int:
 
 
 def test_what_is_kept_is_what_the_closed_form_says() -> None:
-    """A unit of width C at side S keeps its maps of N C S S values of 2 bytes: 4; in a stage that keeps the results of
-    convolutions 3; in one that is spared 1 for every k units and for the last. Besides maps only statistics are kept."""
+    """A unit of width C at side S keeps its maps of N C S S values of 2 bytes: 4; in a stage that is spared 1 for every
+    k units and for the last; in the others the 2 results of convolutions, too. Besides maps only statistics are kept."""
     count, side, units = 4, 32, 5
     maps = [count * 16 * 2**stage * (side // 2**stage) ** 2 * 2 for stage in range(3)]
     whole = kept(made("cifar_resnet"), count, side)
     for every, stages in ((2, 1), (3, 2), (4, 3), (1, 1), (9, 3)):
         found = whole - kept(made("cifar_resnet", every, stages), count, side)
-        saved = sum((4 * units - -(-units // every)) * one for one in maps[:stages]) + sum(units * one for one in maps[stages:])
+        saved = sum((4 if stage < stages else 2) * units * one - -(-units // every) * one for stage, one in enumerate(maps))
         assert found == pytest.approx(saved, rel=0.01), (every, stages)
+
+
+@pytest.mark.parametrize(("every", "stages"), CHOICES)
+def test_what_is_not_kept_is_freed(every: int, stages: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[tuple[weakref.ref[Tensor], sparing.Kept]] = []
+    learn = sparing._Sparing.learn
+
+    def noted(self: sparing._Sparing, tensor: Tensor, kept: sparing.Kept) -> None:
+        learned.append((weakref.ref(tensor), kept))
+        learn(self, tensor, kept)
+
+    monkeypatch.setattr(sparing._Sparing, "learn", noted)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = plan.compiled(made("cifar_resnet", every, stages), PLAN)(images()).float().sum()
+    spared = [reference for reference, kept in learned if kept.value is None]
+    assert len(spared) >= 15
+    assert [reference for reference in spared if reference() is not None] == []
+    loss.backward()
 
 
 def test_each_map_is_made_once_and_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +132,7 @@ def test_each_map_is_made_once_and_only_where_it_is_asked_for(monkeypatch: pytes
     assert len(convolutions) == 2 * 5, "the two convolutions of each of the first stage's five units"
     first = [shape for shape in norms if shape[1] == 16]
     assert len(first) == 5 + 2, "what stands between the convolutions, and the outputs of units 1 and 3 (2, 4 and 5 are kept)"
-    assert len(norms) - len(first) == 2 * 5, "in the other stages what stands between the convolutions"
+    assert len(norms) == 3 * len(first), "in the other stages the same, from the results of convolutions that were kept"
 
 
 def test_a_map_that_was_written_to_is_kept() -> None:
@@ -126,7 +145,7 @@ def test_a_map_that_was_written_to_is_kept() -> None:
     layers(x).square().sum().backward()
     expected = [p.grad.clone() for p in layers.parameters() if p.grad is not None]
     layers.zero_grad()
-    SparingStage(layers, 1)(x).square().sum().backward()
+    SparingStage(layers, 1, convolutions=True)(x).square().sum().backward()
     for one, other in zip(expected, (p.grad for p in layers.parameters())):
         assert other is not None
         torch.testing.assert_close(one, other)
