@@ -115,10 +115,12 @@ def _tested(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
-    """Points (update, value), at most `POINTS`: means of equal stretches, at their last update."""
+    """Points (update, value), at most `POINTS`: means of equal stretches, at their last update; those that are not finite (the
+    loss on test images of a network that is a few updates old) are left out."""
     stretch = max(1, math.ceil(len(lines) / POINTS))
     parts = [lines[start : start + stretch] for start in range(0, len(lines), stretch)]
-    return [[part[-1]["step"], float(f"{fmean(line['values'][name] for line in part):.6g}")] for part in parts]
+    means = [(part[-1]["step"], fmean(line["values"][name] for line in part)) for part in parts]
+    return [[step, float(f"{value:.6g}")] for step, value in means if math.isfinite(value)]
 
 
 # ---------------------------------------------------------------------------------------------- what is not trained itself

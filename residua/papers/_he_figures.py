@@ -14,7 +14,8 @@ from residua.draw import Portrait, networks_svg
 from residua.drawing import unit_svg
 from residua.graph import capture
 from residua.models import create_model
-from residua.papers._charts import training
+from residua.panels import Curve, panel
+from residua.plots import thinned
 from residua.unit import walk
 
 __all__ = ["Draw", "analysed", "both", "curves_of", "networks_drawn", "units_drawn"]
@@ -23,12 +24,30 @@ Draw = Callable[[Evidence], Sequence[Drawing]]
 
 
 def curves_of(*panels: tuple[str, str, Mapping[str, str]], measure: str = "error") -> Draw:
-    """One panel of training curves for each (name, title, {arm: label})."""
+    """One panel of training curves for each (name, title, {arm: label}): the first seed of each arm that has run."""
+    words = "error (%)" if measure == "error" else "loss"
 
     def draw(evidence: Evidence) -> list[Drawing]:
-        return [drawing for name, title, arms in panels for drawing in training(evidence, arms, name, title, measure)]
+        drawn = []
+        for name, title, arms in panels:
+            curves = [curve for place, arm in enumerate(arms) for curve in _pair(evidence, arm, arms[arm], place, measure)]
+            if curves:
+                svg = panel(name, title, curves, "updates", words, zero=measure == "error", size=(5.2, 3.6))
+                drawn.append(Drawing(title, svg, "Training dashed, test solid; the first seed of each network."))
+        return drawn
 
     return draw
+
+
+def _pair(evidence: Evidence, arm: str, label: str, place: int, measure: str) -> list[Curve]:
+    """The curves of training and test of one arm in one colour; one of them has the label."""
+    found = []
+    for split, style in (("test", "line"), ("train", "dashed")):
+        points = next(iter(evidence.curve(arm, f"{split}_{measure}")), [])
+        if points:
+            x, y = thinned(*zip(*points), most=80)
+            found.append(Curve(x, y, "" if found else label, place, style=style))
+    return found
 
 
 def analysed(analysis: str, arms: Mapping[str, str]) -> Draw:

@@ -33,7 +33,7 @@ def identity_fit(seed: int, budget: str) -> dict[str, dict[str, float]]:
     x = torch.randn(2, POINTS, WIDTH, generator=generator, dtype=torch.float64)
     away = torch.tanh(2 * x @ bend)
     first = torch.randn(UNITS, 2, WIDTH, WIDTH, generator=generator, dtype=torch.float64) * (2 / WIDTH) ** 0.5
-    steps = STEPS // 8 if budget == "smoke" else STEPS
+    steps = STEPS // 20 if budget == "smoke" else STEPS
     plain, residual = (_fitted(first, x, away, steps, skip) for skip in (False, True))
     parts = {"plain": plain, "residual": residual, "advantage": (plain / residual).log10()}
     return {name: dict(zip(NEARNESS, values.tolist())) for name, values in parts.items()}
