@@ -11,7 +11,7 @@ from html import escape
 
 from torch import nn
 
-from residua.layers import Scale, Shift
+from residua.layers import Scale, Shift, Towers
 from residua.shortcuts import ZeroPad
 from residua.svg import COLOURS, LINE, arrow, document, line
 from residua.unit import Add, Concat, Gate, SampledAdd, Unit
@@ -68,7 +68,7 @@ def figure(module: nn.Module) -> Figure:
     if isinstance(module, nn.Sequential):
         return stacked([part for part in map(figure, children) if part.height])
     if children and all(isinstance(child, nn.Sequential) for child in children):
-        return _towers([figure(child) for child in children])
+        return _towers([figure(child) for child in children], "concatenate" if isinstance(module, Towers) else "add")
     return box(*label(module))
 
 
@@ -125,8 +125,8 @@ def stacked(parts: Sequence[Figure]) -> Figure:
     return Figure(width, y, left, marks)
 
 
-def _towers(parts: Sequence[Figure]) -> Figure:
-    """Parts side by side, from one line to one concatenation."""
+def _towers(parts: Sequence[Figure], joining: str) -> Figure:
+    """Parts side by side, from one line to one box that says how they are joined."""
     width = sum(part.width for part in parts) + GAP * (len(parts) - 1)
     tallest, middle = max(part.height for part in parts), width / 2
     bottom = GAP + tallest + GAP
@@ -137,7 +137,7 @@ def _towers(parts: Sequence[Figure]) -> Figure:
         marks += [line(centre, 0, centre, GAP), part.placed(x, GAP), line(centre, GAP + part.height, centre, bottom)]
         x += part.width + GAP
     marks += [line(min(centres), 0, max(centres), 0), line(min(centres), bottom, max(centres), bottom)]
-    joined = box("concatenate", "other")
+    joined = box(joining, "other")
     marks += [line(middle, bottom, middle, bottom + GAP), joined.placed(middle - joined.centre, bottom + GAP)]
     return Figure(width, bottom + GAP + BOX, middle, marks)
 

@@ -25,7 +25,7 @@ Series = Sequence[float | None]
 class Curve:
     """`y` over `x` in the colour of network `network` (its number among those that are drawn). `low` and `high` bound a band.
 
-    `style`: "line", "points", "both", or "dashed". `ringed` are the numbers of the points that are drawn as rings (stage
+    `style`: "line", "thin", "points", "both", or "dashed". `ringed` are the numbers of the points that are drawn as rings (stage
     transitions, say). Places where a value is None are left out. Without a label a curve is not in the legend.
     """
 
@@ -156,7 +156,8 @@ def _draw(axes: Axes, curve: Curve) -> None:
     lined = curve.style != "points"
     dots = curve.style in ("points", "both")
     (line,) = axes.plot(
-        [p[0] for p in points], [p[1] for p in points], color=ink, linestyle="-" if lined else "", linewidth=1.4,
+        [p[0] for p in points], [p[1] for p in points], color=ink, linestyle="-" if lined else "",
+        linewidth=0.6 if curve.style == "thin" else 1.4,
         marker="o" if dots or len(points) == 1 else None, markersize=2.6 if lined or len(points) > 40 else 3.2,
         alpha=1.0 if lined else 0.7, label=shortened(curve.label, 40) if curve.label else None, zorder=3,
     )  # fmt: skip

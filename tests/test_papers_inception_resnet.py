@@ -25,7 +25,7 @@ def test_the_small_runs_fit_and_differ_from_the_protocol_as_is_said() -> None:
         assert (recipe.optim.name, recipe.optim.momentum, recipe.optim.eps, recipe.average.decay) == ("sgd", 0.9, None, 0)
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "shown"), (-0.3, "refuted"), (0.04, "refuted")])
+@pytest.mark.parametrize(("gain", "verdict"), [(0.3, "shown"), (-0.3, "refuted"), (0.04, "under-powered"), (0.0, "refuted")])
 def test_the_network_whose_curve_lies_lower_learns_sooner(gain: float, verdict: str) -> None:
     records = [
         Record(arm, seed, {}, {"train_loss": [(step, 2.0 - shift - 0.1 * step + 0.01 * seed) for step in range(10)]})

@@ -11,7 +11,6 @@ from residua.analysis import CATALOG
 from residua.claims import Drawing, Evidence
 from residua.drawing import unit_svg
 from residua.panels import Curve, bars, panel
-from residua.plots import Line, curves
 
 __all__ = ["analysed", "by_parameters", "by_size", "compared", "training", "units"]
 
@@ -25,17 +24,16 @@ AXES = {
 
 def training(evidence: Evidence, arms: Mapping[str, str], name: str, title: str, measure: str = "error") -> list[Drawing]:
     """The first seed of each of `arms` (name of the arm: label): training thin, test bold, as he2015 draws them."""
-    lines = []
-    for arm, label in arms.items():
-        for split, bold in (("train", False), ("test", True)):
+    drawn: list[Curve] = []
+    for network, (arm, label) in enumerate(arms.items()):
+        for split, style in (("train", "thin"), ("test", "line")):
             found = evidence.curve(arm, f"{split}_{measure}")
             if found and found[0]:
                 steps, values = zip(*found[0])
-                lines.append(Line(f"{label}, {split}", steps, values, bold))
-    if not lines:
+                drawn.append(Curve(steps, values, label if split == "test" else "", network, style=style))
+    if not drawn:
         return []
-    unit = "error (%)" if measure == "error" else "loss"
-    svg = curves(name, title, lines, "updates", unit)
+    svg = panel(name, title, drawn, "updates", "error (%)" if measure == "error" else "loss")
     return [Drawing(title, svg, "Training thin, test bold; the first seed of each network.")]
 
 

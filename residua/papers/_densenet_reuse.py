@@ -96,5 +96,11 @@ def drawn(evidence: Evidence, arms: Sequence[str]) -> list[Drawing]:
             ]
             title = "Weight of a block's last layer on its sources"
             svg = panel("densenet-fig5", title, curves, "source (0: the block's input)", "mean absolute weight", whole=True)
-            return [Drawing(title, svg, f"{arm}, first seed. The paper's heat map has every layer; the table has them all.")]
+            return [
+                Drawing(
+                    title,
+                    svg,
+                    f"{arm}, first seed. The paper's heat map has a row for every layer; here it is the last of each block.",
+                )
+            ]
     return []

@@ -162,5 +162,5 @@ def smaller_than_wrn() -> Outcome:
 def blocks() -> dict[str, nn.Module]:
     """Figure 3, with 4 paths."""
     titles = {"paths": "(a) paths, summed", "concatenated": "(b) paths, concatenated", "grouped": "(c) groups"}
-    options = {"depth": 11, "cardinality": 4, "width": 32}
-    return {title: on_meta("cifar_resnext", form=form, **options).stages[0].get_submodule("0") for form, title in titles.items()}
+    options = {"depth": 20, "cardinality": 4, "width": 32}
+    return {title: on_meta("cifar_resnext", form=form, **options).stages[0].get_submodule("1") for form, title in titles.items()}
