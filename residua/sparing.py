@@ -115,7 +115,7 @@ class _Sparing(TorchFunctionMode):
         known = self._recall(tensor)
         if _counted and (known is None or known.value is not None):
             _counted[-1](tensor)
-        return tensor if known is None else known
+        return tensor.detach() if known is None else known
 
 
 _stack: list[_Sparing] = []
@@ -133,7 +133,7 @@ def kept_bytes(count: Callable[[Tensor], object]) -> Iterator[None]:
 
     def pack(tensor: Tensor) -> Tensor:
         count(tensor)
-        return tensor
+        return tensor.detach()  # a result that its own node keeps would hold that node, and both would stay for good
 
     _counted.append(count)
     try:

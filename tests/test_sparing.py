@@ -151,6 +151,22 @@ def test_a_map_that_was_written_to_is_kept() -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_graph_that_is_only_counted_is_freed(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, results = made("cifar_resnet", every), []
+    normalized = kernels._normalized
+
+    def noted(*args: Any, **options: Any) -> Tensor:
+        y = normalized(*args, **options)
+        results.append(weakref.ref(y))
+        return y
+
+    monkeypatch.setattr(kernels, "_normalized", noted)
+    plan.activation_bytes(network, images(2), PLAN)
+    assert len(results) > 30
+    assert [one for one in results if one() is not None] == []
+
+
 def test_nothing_is_spared_in_evaluation_and_nothing_stays_behind() -> None:
     twin = plan.compiled(made("cifar_resnet", 2), PLAN)
     assert isinstance(twin, nn.Module)
