@@ -134,6 +134,8 @@ class Claim:
 
     def decide(self, evidence: Evidence) -> Outcome:
         """What the rule decides. At budget "smoke" only what needs no run is decided; the rule is applied all the same."""
+        if self.arms and not evidence.records and not isinstance(self.rule, (Exact, NotAttempted)):
+            return not_attempted("None of its runs has been made yet.")
         outcome = self.rule(evidence)
         if evidence.budget == "smoke" and not self.exact and outcome.verdict != "not attempted":
             why = "The smoke budget proves that the machinery works and decides nothing."

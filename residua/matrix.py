@@ -163,6 +163,11 @@ def execute(
         for task in waiting:
             if task.state() == "done":
                 continue
+            missing = {part.id for part in task.parts if not part.record.is_file()}
+            if missing & {other.id for other in busy}:
+                busy.append(task)
+            if missing:  # what its parts lack is said of them
+                continue
             with _claimed(task) as ours:
                 if not ours:
                     busy.append(task)

@@ -29,7 +29,7 @@ from residua.selection import Shelf, select, shelf
 from residua.version import __version__
 from residua.wording import counted, duration
 
-__all__ = ["OUT", "Reproduction", "Watcher", "reproduce"]
+__all__ = ["OUT", "Reproduction", "Unwatched", "Watcher", "reproduce"]
 
 OUT = Path("reproduction")
 
@@ -135,6 +135,8 @@ def _known(plan: Planned, failed: Mapping[str, str], minutes: float | None) -> K
     for task in plan.all():
         if task.id in failed:
             left_out[task.arm.name] = failed[task.id]
+        elif any(not part.record.is_file() for part in task.parts):
+            left_out[task.arm.name] = "the runs that it combines are not all there"
         elif minutes is not None and not task.record.is_file():
             forecast = duration(plan.costs[task.id])
             left_out[task.arm.name] = f"its run did not fit into the time (forecast {forecast})"

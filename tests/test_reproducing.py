@@ -1,0 +1,296 @@
+"""Reproductions of a paper of small networks on the digits: shared runs, addresses, continuation after kill -9, what is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reproductions import arm, make_shelf
+
+from residua import budgets, costing, keeping, planning
+from residua.costing import Rates
+from residua.errors import RequestError
+from residua.matrix import Sources, execute
+from residua.recipe import replaced
+from residua.reproducing import Unwatched, reproduce
+from residua.results_page import best_known
+from residua.selection import select, shelf
+from residua.verifying import verify
+
+SHELF = make_shelf()
+
+
+@pytest.fixture(autouse=True)
+def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates as of a usual machine, so that none are measured."""
+    monkeypatch.setattr(costing, "rates", lambda: Rates(3e-11, 1.5e-9, 1e-4))
+    monkeypatch.setattr(budgets, "ALLOWANCE", {"smoke": 0.5, "small": 0.5, "full": 0.5})
+
+
+class Told(Unwatched):
+    """Remembers which runs began."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+
+    def task(self, name: str, done: int, total: int, left: float) -> None:
+        self.began.append(name)
+
+
+def run(out: Path, names: Any = (), **options: Any) -> tuple[Any, list[str]]:
+    told = Told()
+    return reproduce(names, out=out, papers=SHELF, watcher=told, **{"budget": "small", **options}), told.began
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reproduction of everything at small."""
+    out = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(costing, "rates", lambda: Rates(3e-11, 1.5e-9, 1e-4))
+        patch.setattr(budgets, "ALLOWANCE", {"smoke": 0.5, "small": 0.5, "full": 0.5})
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        result = reproduce(budget="small", out=out, papers=SHELF, keep=out / "kept")
+    (out / "first.json").write_text((out / "reproduction.json").read_text())
+    assert not result.failed
+    return out
+
+
+def document(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "first.json").read_text()))
+
+
+def test_every_sort_of_claim_gets_its_verdict_and_its_evidence(finished: Path) -> None:
+    claims = {entry["id"]: entry for entry in document(finished)["claims"]}
+    found = {name: entry["verdict"] for name, entry in claims.items()}
+    assert found["works"] == found["norms"] == found["halves"] == found["arithmetic"] == "shown"
+    assert found["lower"] in ("shown", "refuted", "under-powered")
+    assert found["long"] == found["imagenet"] == "not attempted"
+    assert "it is long" in claims["long"]["why"]
+    assert len(claims["lower"]["evidence"]["runs"]) == 4
+    assert claims["arithmetic"]["budget"] == "exact"
+
+
+def test_items_hold_printed_beside_measured_numbers_with_their_spread(finished: Path) -> None:
+    items = {entry["id"]: entry for entry in document(finished)["items"]}
+    first, second = items["fig6"]["rows"]
+    assert (first["published"], first["unit"], first["verified"]) == (8.75, "%", True)
+    assert len(first["measured"]) == 2
+    assert first["spread"] > 0
+    assert second["published"] is None
+    assert items["fig6"]["figures"][0]["title"] == "Curves"
+    page = (finished / "reproduction.html").read_text()
+    assert "he2015/fig6" in page
+    assert "8.75" in page
+
+
+def test_an_ensemble_is_that_of_its_members_of_the_same_seed(finished: Path) -> None:
+    from residua.evaluation import evaluate
+
+    runs = {entry["id"].rpartition("-")[0]: entry for entry in document(finished)["runs"]}
+    paths = [finished / "runs" / runs[f"{name}-s1"]["id"] for name in ("residual", "plain")]
+    assert runs["both-s1"]["values"]["test_error"] == evaluate(paths, save=False).top1_error
+
+
+def test_nothing_that_is_there_is_run_again_and_items_share_runs(finished: Path) -> None:
+    for names in ((), "he2015/fig6", ["he2015/lower", "he2015/combined"]):
+        again, began = run(finished, names)
+        assert began == []
+        assert not again.failed
+
+
+def test_another_measurement_of_a_run_costs_no_training(tmp_path: Path) -> None:
+    run(tmp_path, "he2015/lower", seeds=1)
+    before = {path: path.read_bytes() for path in tmp_path.glob("runs/*/record.json")}
+    assert not list(tmp_path.glob("runs/*/measured"))
+    result, began = run(tmp_path, "he2015/norms", seeds=1)
+    assert [name.rpartition("-")[0] for name in began] == ["residual-s0"]
+    assert result.claims[0]["verdict"] == "shown"
+    assert {path: path.read_bytes() for path in tmp_path.glob("runs/*/record.json")} == before
+
+
+def test_addresses_follow_what_decides_a_result(tmp_path: Path) -> None:
+    one = arm("one")
+    same = replace(one, name="same", recipe=replaced(one.recipe, {"name": "another", "checkpoints.seconds": 5}))
+    other = replace(one, name="other", recipe=replaced(one.recipe, {"optim.lr": 0.06}))
+    papers = make_shelf(one, same, other)
+    found = {}
+    for budget in ("smoke", "small", "full"):
+        selection = replace(select([], papers), claims=(), items=(replace(SHELF.papers["he2015"].items[0], claims=()),))
+        selection = replace(selection, items=(("he2015", replace(selection.items[0], arms=("one", "same", "other"))),))
+        plan = planning.planned(selection, papers, budget, tmp_path, Sources(), seeds=2)
+        found[budget] = {task.id.rpartition("-")[0]: task.address for task in plan.all()}
+    assert found["small"]["one-s0"] == found["small"]["same-s0"]
+    assert len(set(found["small"].values())) == 4  # two recipes, two seeds
+    assert not set(found["small"].values()) & set(found["full"].values())
+
+
+def test_smoke_makes_everything_and_decides_nothing(tmp_path: Path) -> None:
+    result, _ = run(tmp_path, budget="smoke")
+    assert not result.failed
+    assert {entry["verdict"] for entry in result.claims if entry["budget"] == "smoke"} == {"not attempted"}
+    assert all(row["measured"] for item in result.document["items"] for row in item["rows"])
+
+
+def test_in_a_given_time_the_claims_that_cost_least_come_first(tmp_path: Path) -> None:
+    plan = planning.planned(select([], SHELF), SHELF, "small", tmp_path, Sources())
+    plan.costs.update({task.id: 10.0 if task.arm.name == "plain" else 1.0 for task in plan.all()})
+    names = [task.arm.name for task in planning.fitting(plan, 5.0)]
+    assert names == ["residual", "residual", "halves", "halves"] or names == ["halves", "halves", "residual", "residual"]
+    assert {task.id for task in planning.ordered(plan)} == {task.id for task in plan.all()}
+    order = [task.id.rpartition("-")[0] for task in planning.ordered(plan)]
+    assert order.index("both-s0") > max(order.index("residual-s0"), order.index("plain-s0"))
+
+
+def test_a_loss_that_is_not_finite_is_a_result(tmp_path: Path) -> None:
+    papers = make_shelf(arm("bursting", small={"steps": 30, "optim.lr": 1e18, "schedule.warmup": 0.0}))
+    paper = papers.papers["he2015"]
+    claim = replace(paper.claims[0], id="bursts", rule=type(paper.claims[1].rule)(), arms=("bursting",))
+    from residua.claims import Fails
+
+    claim = replace(claim, rule=Fails("bursting", 85.0), measurements=("norms",))
+    papers = replace(papers, papers={"he2015": replace(paper, claims=(*paper.claims, claim))})
+    result = reproduce("he2015/bursts", budget="small", seeds=1, out=tmp_path, papers=papers)
+    assert result.claims[0]["verdict"] == "shown"
+    assert "not finite" in result.claims[0]["why"] or "the loss was" in result.claims[0]["why"]
+    told = Told()
+    reproduce("he2015/bursts", budget="small", seeds=1, out=tmp_path, papers=papers, watcher=told)
+    assert told.began == []
+
+
+def test_one_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    plan = planning.planned(select(["he2015/lower"], SHELF), SHELF, "small", tmp_path, Sources(), seeds=1)
+    worked = []
+
+    def work(task: Any) -> None:
+        worked.append(task.arm.name)
+        if task.arm.name == "residual":
+            raise RequestError("no memory")
+
+    failed = execute(plan.all(), work)
+    assert worked == ["residual", "plain"]
+    assert list(failed.values()) == ["no memory"]
+
+
+@pytest.mark.slow
+def test_two_commands_share_the_work(tmp_path: Path) -> None:
+    processes = [started(tmp_path / "out", tmp_path) for _ in range(2)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    began = [name for text, _ in said for name in text.split()]
+    assert len(began) == len(set(began)) == len(list((tmp_path / "out" / "runs").glob("*/record.json")))
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {tests!r})
+from residua import budgets, costing
+from residua.costing import Rates
+costing.rates = lambda: Rates(3e-11, 1.5e-9, 1e-4)
+budgets.ALLOWANCE.update(small=0.5)
+from reproductions import make_shelf
+from residua.reproducing import Unwatched, reproduce
+class Told(Unwatched):
+    def task(self, name, done, total, left): print(name, flush=True)
+result = reproduce("he2015/works", budget="small", out={out!r}, papers=make_shelf(), watcher=Told())
+sys.exit(1 if result.failed else 0)
+"""
+
+
+def started(out: Path, cache: Path) -> subprocess.Popen[str]:
+    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(out))
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_a_matrix_that_is_killed_goes_on_and_ends_alike(finished: Path, tmp_path: Path) -> None:
+    out, kills = tmp_path / "out", 0
+    for stage in ("runs/*/manifest.json", "runs/*/record.json"):
+        process = started(out, tmp_path)
+        end = time.monotonic() + 60
+        while process.poll() is None and not list(out.glob(stage)) and time.monotonic() < end:
+            time.sleep(0.01)
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    made = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/record.json")}
+    process = started(out, tmp_path)
+    assert process.communicate(timeout=120) is not None
+    assert process.returncode == 0
+    assert kills >= 1
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    for path in out.glob("runs/*/record.json"):
+        ours, theirs = (
+            json.loads(path.read_text()),
+            json.loads((finished / "runs" / path.parent.name / "record.json").read_text()),
+        )
+        assert ours["values"]["test_error"] == theirs["values"]["test_error"]
+        assert ours["curves"] == theirs["curves"]
+
+
+def test_what_is_kept_tells_the_same_and_speaks_as_long_as_the_arm_is_the_same(finished: Path) -> None:
+    kept = finished / "kept"
+    exact = keeping.exact_outcomes(kept)
+    entries = best_known(keeping.kept_cards(kept), exact, SHELF)
+    own = {f"{entry['paper']}/{entry['id']}": entry["verdict"] for entry in document(finished)["claims"]}
+    assert {name: entry["verdict"] for name, entry in entries.items()} == own
+    changed = make_shelf()
+    residual = replace(changed.arms["residual"], small={"steps": 25})
+    changed = replace(changed, arms={**changed.arms, "residual": residual})
+    after = best_known(keeping.kept_cards(kept), exact, changed)
+    assert after["he2015/norms"]["verdict"] == "not attempted"
+    assert str(finished) not in "".join(path.read_text() for path in kept.rglob("*.json"))
+
+
+def test_a_kept_run_is_repeated_to_the_last_digit_and_a_forged_one_is_found_out(finished: Path, tmp_path: Path) -> None:
+    kept = next((finished / "kept" / "small").glob("residual-s0-*.json"))
+    found = verify(kept.stem, results=finished / "kept", out=tmp_path)
+    assert found.verdict == "equal"
+    assert found.updates == found.total == 24
+    card = json.loads(kept.read_text())
+    card["opening"][3][1] *= 1.2
+    forged = tmp_path / "forged" / "small" / kept.name
+    forged.parent.mkdir(parents=True)
+    forged.write_text(json.dumps(card))
+    assert verify(kept.stem, results=tmp_path / "forged", out=tmp_path / "again").verdict == "differs"
+
+
+def test_wrong_requests_are_told_before_any_work(tmp_path: Path) -> None:
+    for names, options, words in (
+        ("he2016", {}, "he2015"), ("he2015/fig7", {}, "fig6"), ("fig6", {}, "he2015/fig6"), ((), {"budget": "tiny"}, "smoke"),
+        ((), {"minutes": 0}, "above 0"), ((), {"seeds": 0}, "at least one"),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match=words):
+            reproduce(names, out=tmp_path, papers=SHELF, **options)
+    with pytest.raises(RequestError, match="kept run"):
+        verify("nothing", results=tmp_path, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rates_are_measured_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    costing.rates.cache_clear()
+    found = costing.rates()
+    assert 1e-13 < found.multiply_add + found.value < 1e-5
+    assert found.layer > 0
+    costing.rates.cache_clear()
+    assert costing.rates() == found
+
+
+def test_every_paper_names_only_what_there_is() -> None:
+    papers = shelf()
+    for name, measurements in select([], papers).needs(papers).items():
+        papers.arm(name)
+        for measurement in measurements:
+            papers.known_measurement(measurement)
