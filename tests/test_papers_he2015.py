@@ -159,11 +159,11 @@ def test_a_form_that_stands_in_is_the_same_run_and_is_not_paid_for_twice(name: s
     assert small(name) != small("resnet110")
 
 
-def test_a_stand_in_changes_every_field_but_the_length() -> None:
+def test_a_stand_in_changes_every_field_but_length_and_name() -> None:
     full = with_options(he2015_imagenet("resnet34"), shortcut="A")
     form = with_options(he2015_cifar("resnet20"), shortcut="B")
     got = replaced(full, standing_in(full, form))
-    assert replaced(got, {"steps": form.steps}) == form
+    assert replaced(got, {"steps": form.steps, "name": form.name}) == form
     assert got.steps == full.steps
 
 

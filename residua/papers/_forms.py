@@ -10,7 +10,7 @@ __all__ = ["GROSS_110", "standing_in", "with_options"]
 
 # The first 400 updates run at 0.01, as in full; the rate falls once, so that half of the rest and more runs at the full rate.
 GROSS_110: dict[str, Any] = {"steps": 1_000, "schedule.warmup": 0.4, "schedule.drops": [0.8], "evaluations": 2}
-LENGTHS = ("steps", "epochs", "minutes")
+LEFT = ("steps", "epochs", "minutes", "name")
 
 
 def with_options(recipe: Recipe, **options: Any) -> Recipe:
@@ -19,8 +19,8 @@ def with_options(recipe: Recipe, **options: Any) -> Recipe:
 
 
 def standing_in(full: Recipe, form: Recipe) -> dict[str, Any]:
-    """The changes, by dotted name, that make `full` the same as `form` but for its length."""
-    fields = {name: new for name, (_, new) in differences(full, form).items() if name not in LENGTHS}
+    """The changes, by dotted name, that make `full` the same as `form` but for its length and name."""
+    fields = {name: new for name, (_, new) in differences(full, form).items() if name not in LEFT}
     changes = {name: new for name, new in fields.items() if not name.startswith("model.options.")}
     if changes.keys() != fields.keys():
         changes["model.options"] = to_dict(form)["model"]["options"]

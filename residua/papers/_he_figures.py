@@ -41,11 +41,11 @@ def curves_of(*panels: tuple[str, str, Mapping[str, str]], measure: str = "error
 
 def _pair(evidence: Evidence, arm: str, label: str, place: int, measure: str) -> list[Curve]:
     """The curves of training and test of one arm in one colour; one of them has the label."""
-    found = []
+    found: list[Curve] = []
     for split, style in (("test", "line"), ("train", "dashed")):
         points = next(iter(evidence.curve(arm, f"{split}_{measure}")), [])
         if points:
-            x, y = thinned(*zip(*points), most=80)
+            x, y = thinned([float(step) for step, _ in points], [value for _, value in points], 80)
             found.append(Curve(x, y, "" if found else label, place, style=style))
     return found
 

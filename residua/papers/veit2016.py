@@ -23,7 +23,7 @@ __all__ = ["veit2016"]
 
 LONG = unavailable("the runs of 20, 32 and 56 layers stand for it")
 EFFECTIVE = unavailable("training on short paths takes the full length to be compared")
-NO_WARMUP = {"schedule.warmup": 0.0, "name": "he2015-cifar"}  # as the networks of 20 layers of the other papers
+NO_WARMUP = {"schedule.warmup": 0.0}  # as the networks of 20 layers of the other papers
 READING = "it is about printed numbers that differ; nothing can be run for it."
 DEEP, SHALLOW = "preact110", "preact56"
 FIFTY_SIX = "Below budget full 56 layers stand for 110, trained for eight epochs, one seed."
