@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from residua.recipe import Recipe as Recipe
     from residua.recipes import get_recipe as get_recipe
     from residua.report import write_report as write_report
+    from residua.reproducing import reproduce as reproduce
     from residua.runs import Run as Run
     from residua.runs import load as load
     from residua.runs import open_run as open_run
@@ -56,6 +57,7 @@ _HOMES = {
     "load": "runs",
     "open_run": "runs",
     "predict": "prediction",
+    "reproduce": "reproducing",
     "switched_off": "unit",
     "train": "training",
     "walk": "unit",

@@ -387,6 +387,72 @@ def shorten(
 
 
 @app.command()
+def reproduce(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PAPER[/ITEM or /CLAIM]]...", help="he2015, he2015/fig6, ... (default: list all)."),
+    ] = None,
+    budget: Annotated[str | None, typer.Option("--budget", help="smoke, small or full (default: small).")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Only the runs that fit, those that decide most claims first.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="How many seeds a run gets (default: the budget's).")] = None,
+    verify: Annotated[str | None, typer.Option("--verify", metavar="RUN", help="Repeat a kept run or its beginning.")] = None,
+    keep: Annotated[Path | None, typer.Option("--keep", metavar="DIR", help="Keep one small JSON file a run there.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder of runs and page.")] = Path("reproduction"),
+    device: Device = None,
+    workers: Workers = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Reproduce papers: any table, figure or claim, with a verdict. Without arguments, list them. The same command continues."""
+
+    def work() -> None:
+        from residua import listing, reproducing, tables
+        from residua.progress import ReproductionWatch
+        from residua.verifying import MINUTES
+        from residua.verifying import verify as repeat
+
+        if verify is None and not names and budget is None and minutes is None:
+            entries = listing.claims(out, costs=as_json)
+            if as_json:
+                emit(entries)
+            else:
+                print(tables.papers(listing.papers(entries)))
+            return
+        with ReproductionWatch(say) as watch:
+            if verify is not None:
+                found = repeat(
+                    verify, minutes=minutes or MINUTES, results=keep, out=out, data_dir=data_dir, device=device, watcher=watch
+                )
+            else:
+                result = reproducing.reproduce(
+                    names or (), budget=budget or "small", minutes=minutes, seeds=seeds, out=out, data_dir=data_dir,
+                    device=device, workers=workers, keep=keep, watcher=watch,
+                )  # fmt: skip
+        if verify is not None:
+            if as_json:
+                emit(found.to_dict())
+            else:
+                print(tables.verification(found.to_dict()))
+            if found.verdict == "differs":
+                raise RunError(f"{verify} could not be repeated.")
+            return
+        if as_json:
+            emit(listing.with_costs(result.claims))
+            say(f"Page: {result.page}")
+        else:
+            print(tables.reproduction(result.document))
+            print(f"Page:   {result.page}")
+        if result.failed:
+            name, reason = next(iter(result.failed.items()))
+            raise RunError(f"{len(result.failed)} of the runs failed; {name}: {reason}")
+
+    guarded(work, debug)
+
+
+@app.command()
 def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
     """Write the run's report anew: one self-contained HTML file."""
 

@@ -18,7 +18,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["AnalysisWatch", "Watch"]
+from residua.wording import duration
+
+__all__ = ["AnalysisWatch", "ReproductionWatch", "Watch"]
 
 
 class Watch:
@@ -71,6 +73,32 @@ class Watch:
         self.latest = f"  {split} error {values['top1_error']:.2f} %"
         if self.bar is None:
             self.say(f"{split}: loss {values['loss']:.4f}, top-1 error {values['top1_error']:.2f} %")
+
+
+class ReproductionWatch(Watch):
+    """Watches a matrix of runs: which one runs, how many are done and left, the time to the end; and within a run as `Watch`."""
+
+    def __init__(self, say: Callable[[str], None], interval: float = 30.0) -> None:
+        super().__init__(say, interval)
+        self.head = ""
+
+    def task(self, name: str, done: int, total: int, left: float) -> None:
+        """Says that the run called `name` begins, `done` of `total` being done and `left` seconds forecast to the end."""
+        self.head, self.latest = name, ""
+        if self.bar is not None and self.bar.task_ids:
+            self.bar.reset(self.bar.task_ids[0])
+        self.note(f"[{done}/{total} done] {name}: {total - done - 1} more after it, about {duration(left)} to the end.")
+
+    def measured(self, split: str, values: Mapping[str, float]) -> None:
+        """Remembers the newest measurement, to be said with the next progress."""
+        self.latest = f"  {split} error {values['top1_error']:.2f} %"
+
+    def progress(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """Moves the bar of this run, or says a line now and then."""
+        if self.bar is not None and self.bar.task_ids:
+            self.bar.update(self.bar.task_ids[0], total=total)
+        if self.bar is not None or step < total:
+            super().progress(step, total, values)
 
 
 class AnalysisWatch:

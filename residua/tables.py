@@ -7,9 +7,13 @@ from typing import Any
 
 from residua.prediction import Prediction
 from residua.published import PAPERS, Published
+from residua.reproduction_page import spread
 from residua.wording import counted, duration
 
-__all__ = ["analyses", "classes", "data", "headline", "machine", "networks", "plans", "predictions", "shortening"]
+__all__ = [
+    "analyses", "classes", "data", "headline", "machine", "networks", "papers", "plans", "predictions", "reproduction",
+    "shortening", "verification",
+]  # fmt: skip
 
 
 def networks(rows: Iterable[tuple[str, Published]]) -> str:
@@ -68,6 +72,37 @@ def shortening(card: Mapping[str, Any]) -> str:
         pace = f"{row['milliseconds']:.2f} ms" if "milliseconds" in row else ""
         lines.append(f"{name:8}{row['top1_error']:>7.2f} %{row['parameters']:>14,}{row['multiply_adds']:>16,}{pace:>12}".rstrip())
     return "\n".join(lines)
+
+
+def papers(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Papers with their items and claims: what is known of each, and what the budgets would cost."""
+    lines = []
+    for paper in rows:
+        lines += ["", paper["citation"], f"  {paper['summary']}"]
+        for row in paper["rows"]:
+            lines.append(f"  {row['name']:<46}{row['known']:<24}{row['small']:>13}{row['full']:>13}")
+    head = f"  {'paper/item or claim':<46}{'known':<24}{'small':>13}{'full':>13}"
+    note = "Costs are forecasts for this machine, within a factor of two; shared runs are counted with each."
+    return "\n".join([head, *lines, "", note, "residua reproduce PAPER/ITEM --budget smoke | small | full runs it."])
+
+
+def reproduction(document: Mapping[str, Any]) -> str:
+    """A line a claim with its verdict, then the tables of the items."""
+    lines = [f"{entry['verdict']:<15}{entry['paper']}/{entry['id']}: {entry['why']}" for entry in document["claims"]]
+    for item in document["items"]:
+        if item["rows"]:
+            lines += ["", f"{item['paper']}/{item['id']}: {item['title']}"]
+            lines.append(f"  {'':<44}{'paper':>10}{'measured':>24}")
+            for row in item["rows"]:
+                printed = "-" if row["published"] is None else row["published"]
+                lines.append(f"  {row['label'] + ', ' + row['measure']:<44}{printed!s:>10}{spread(row):>24}")
+    return "\n".join(lines)
+
+
+def verification(values: Mapping[str, Any]) -> str:
+    """What a repetition showed, in a line."""
+    made = f"{values['updates']:,} of {values['total']:,} updates repeated"
+    return f"{values['id']}: {values['verdict']}. {values['why']} {made[0].upper() + made[1:]}."
 
 
 def predictions(items: Sequence[Prediction]) -> str:

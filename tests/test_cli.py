@@ -174,6 +174,7 @@ OPTIONS = {
     "predict": "run files --top --csv --device --workers --json --debug",
     "shorten": "run --keep --epochs --out --device --workers --data-dir --set --json --debug",
     "analyze": "runs --only --minutes --data --split --out --device --data-dir --json --debug",
+    "reproduce": "names --budget --minutes --seeds --verify --keep --out --device --workers --data-dir --json --debug",
     "report": "run --json --debug",
     "doctor": "data --plan --image-size --batch-size --set --data-dir --json --debug",
 }
