@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -103,7 +104,7 @@ def counts(recipe: Recipe) -> Counts:
 
 def _counted(name: str, options: dict[str, Any], channels: int, side: int, classes: int) -> Counts:
     entry = models.CATALOG.get(name)
-    known = entry.options() if isinstance(entry, Published) else {}
+    known = inspect.signature(entry.builder if isinstance(entry, Published) else entry).parameters
     options = {"num_classes": classes, "in_channels": channels, **options}
     if "stem" in known and isinstance(entry, Published) and entry.input_shape[-1] > SMALL_STEM >= side:
         options.setdefault("stem", "small")
