@@ -2,7 +2,7 @@
 
     python benchmarks/census.py --list                                  # the networks, one a line
     python benchmarks/census.py --part 3/20 --out census.jsonl          # every twentieth of them, from the third
-    python benchmarks/census.py --table census.jsonl > docs/census.md   # the table
+    python benchmarks/census.py --table census.jsonl                    # the table of docs/census.md
 
 Networks are built without weights, at the smallest legal input of the ladder below, with one image. Each line of the file is
 one network: its input, the way of capture, the number of skips by kind and way, what is unknown and why, seconds. A crash is
