@@ -25,7 +25,8 @@ class Step:
 
     What drawings say of it: `detail` is a layer in the words of figure 3 of he2015, such as "3×3 conv, 64, /2", or how a join joins,
     such as "concat" ("": unknown),
-    `before` what changes the resolution without weights between its first input and it, such as ("max pool, /2",), in order.
+    `before` what changes the resolution without weights between its first input (of a choice: the bypass) and it, such as
+    ("max pool, /2",), in order.
     """
 
     kind: str

@@ -33,7 +33,7 @@ def reduce(signal: Signal, skips: Mapping[int, tuple[int, Found]]) -> Flow:
         kind = "layer" if spot.weighs else "source" if not spot.operands else "join"
         if spot.number in skips:
             found = skips[spot.number][1]
-            kind, sources = "choice", (stands[found.bypass], stands[found.branch])
+            kind, sources, before = "choice", (stands[found.bypass], stands[found.branch]), resolved[found.bypass]
         if kind == "join" and len(sources) == 1:
             words = resolution_words(spot.node)
             stands[spot.number], resolved[spot.number] = sources[0], (*before, words) if words else before
@@ -69,7 +69,7 @@ def _step(spot: Spot, kind: str, sources: tuple[int, ...], before: tuple[str, ..
         shape=shape_of(spot.node)[1:],
         group=stage(spot.node),
         detail=layer_words(spot.node) if kind == "layer" else join_words(spot.node) if kind == "join" else "",
-        before=before if kind == "layer" else (),
+        before=before if kind in ("layer", "choice") else (),
     )
 
 

@@ -70,16 +70,14 @@ def _expanded(flow: Flow, skips: Sequence[DrawnSkip]) -> Scheme:
     nodes: list[Node] = []
     place: list[int] = []
     pooled: dict[tuple[int, str], int] = {}
-    size: dict[int, tuple[int, ...]] = {}  # of the maps after a pooling
     for step in flow.steps:
         inputs = [place[source] for source in step.inputs]
-        for words in step.before or _as_others(flow, step, inputs, pooled, size):
+        for words in step.before:
             key = (inputs[0], words)
             if key not in pooled:
                 shape = _reduced(nodes[inputs[0]].shape, words) or step.shape
                 nodes.append(Node("other", words, words, inputs[:1], shape, step.group, words))
                 pooled[key] = len(nodes) - 1
-                size[pooled[key]] = shape[1:]
             inputs[0] = pooled[key]
         kinds: tuple[str, str] = ("", "")
         indices: tuple[int, ...] = ()
@@ -97,15 +95,6 @@ def _reduced(shape: Sequence[int], words: str) -> tuple[int, ...]:
     if found is None or len(shape) < 2:
         return ()
     return (shape[0], *(max(1, size // int(found[1])) for size in shape[1:]))
-
-
-def _as_others(
-    flow: Flow, step: Step, inputs: Sequence[int], pooled: dict[tuple[int, str], int], size: dict[int, tuple[int, ...]]
-) -> tuple[str, ...]:
-    """The pooling through which others read the place that a bypass comes from, where only that explains its resolution."""
-    if step.kind != "choice" or flow.steps[step.inputs[0]].shape[1:] == step.shape[1:]:
-        return ()
-    return tuple(words for (source, words), node in pooled.items() if source == inputs[0] and size[node] == step.shape[1:])[:1]
 
 
 def _way(skip: DrawnSkip, nodes: Sequence[Node], inputs: Sequence[int], merge: Step) -> str:

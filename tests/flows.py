@@ -31,12 +31,12 @@ class Sketch:
         label = f"{group}.layer{len(self.steps)}"
         return self._add(Step("layer", (source,), label, shape=shape, group=group, detail=words, before=before))
 
-    def merge(self, bypass: int, branch: int, kind: str = "add", way: str = "identity") -> int:
+    def merge(self, bypass: int, branch: int, kind: str = "add", way: str = "identity", before: tuple[str, ...] = ()) -> int:
         self.skips.append(Skip(kind, way))
         shape, group = self.steps[branch].shape, self.steps[branch].group
         if kind == "concatenate":
             shape = (shape[0] + self.steps[bypass].shape[0], *shape[1:])
-        return self._add(Step("choice", (bypass, branch), kind, len(self.skips) - 1, shape, group))
+        return self._add(Step("choice", (bypass, branch), kind, len(self.skips) - 1, shape, group, before=before))
 
     def join(self, sources: Sequence[int], words: str, *shape: int) -> int:
         return self._add(Step("join", tuple(sources), words, shape=shape))
@@ -66,7 +66,8 @@ def imagenet_net(units: Sequence[int], *, skips: bool, projections: bool = True)
                 if stride and skips and projections
                 else x
             )
-            x = net.merge(h, f, way="projection" if stride and projections else "identity") if skips else f
+            way = "projection" if stride and projections else "identity"
+            x = net.merge(h, f, way=way, before=pool) if skips else f
             pool = ()
     net.layer(x, "fc, 1000", 1000, group="head", before=("avg pool",))
     return net
@@ -118,7 +119,7 @@ def densenet(blocks: Sequence[int], growth: int) -> Sketch:
         for _ in range(count):
             f = net.layer(x, f"1×1 conv, {4 * growth}", 4 * growth, side, side, group=group, before=pool)
             f = net.layer(f, f"3×3 conv, {growth}", growth, side, side, group=group)
-            x = net.merge(x, f, "concatenate")
+            x = net.merge(x, f, "concatenate", before=pool)
             channels, pool = channels + growth, ()
     net.layer(x, "fc, 1000", 1000, group="classifier", before=("avg pool",))
     return net

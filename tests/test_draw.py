@@ -19,6 +19,7 @@ from residua.draw import Portrait, network_svg, networks_svg
 from residua.errors import RequestError
 from residua.flow import Flow
 from residua.folding import dominators
+from residua.scheme import scheme
 from residua.svg import shortened, text_width
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -314,6 +315,15 @@ def test_maps_with_channels_last_have_the_same_size_as_before_and_their_skip_cha
     check(svg, 2)
     assert [len(texts(svg)[size]) for size in ("224×224", "56×56", "1")] == [1, 1, 1]
     assert [dash for _, dash in dashes(svg)] == ["", ""]
+
+
+def test_a_cropped_map_as_small_as_the_pooled_one_begins_before_the_pooling() -> None:
+    net = Sketch()
+    x = net.layer(net.source(1, 18, 18), "3×3 conv, 4", 4, 16, 16)
+    net.merge(x, net.layer(x, "3×3 conv, 4", 4, 8, 8, before=("max pool, /2",)), "concatenate")
+    nodes = scheme(net.flow(), net.skips).nodes
+    assert [nodes[source].text for source in nodes[-1].inputs] == ["3×3 conv, 4", "3×3 conv, 4"]
+    assert nodes[nodes[-1].inputs[0]].inputs == [0], "the bypass begins at the first layer"
 
 
 @pytest.mark.slow
