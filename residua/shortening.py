@@ -86,6 +86,7 @@ def shorten(
     network = run_directories.load(parent)
     number = _to_remove(outermost(network), keep, str(parent.path))
     where = chosen_device(device)
+    fine_tuning(parent, (), epochs, set or {})  # a request that cannot be met is refused before anything is measured
     card = _stored(target, parent, keep)
     if card is None:
         subject = run_subject(parent, split=_split(parent), data_dir=data_dir, device=where)

@@ -172,6 +172,12 @@ def test_numbers_out_of_reach_are_refused_before_any_work(parent: Run, tmp_path:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_length_that_cannot_be_is_refused_before_any_work(parent: Run, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="epochs"):
+        shorten(parent, keep=4, epochs=0.0, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_another_directory_is_refused(parent: Run, child: tuple[Run, dict[str, Any]], data: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="was not made by shortening"):
         shorten(parent, keep=4, out=parent.path)
