@@ -409,12 +409,14 @@ def reproduce(
     """Reproduce papers: any table, figure or claim, with a verdict. Without arguments, list them. The same command continues."""
 
     def work() -> None:
-        from residua import listing, reproducing, tables
+        from residua import costing, listing, reproducing, tables
         from residua.progress import ReproductionWatch
         from residua.verifying import MINUTES
         from residua.verifying import verify as repeat
 
         if verify is None and not names and budget is None and minutes is None:
+            if not costing.counted_before():
+                say("Counting what each network costs; once, for a minute or two.")
             entries = listing.claims(out, costs=as_json)
             if as_json:
                 emit(entries)

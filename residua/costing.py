@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from residua.published import Published
 from residua.recipe import Data, Model, Recipe, replaced
 from residua.version import __version__
 
-__all__ = ["Counts", "Rates", "counts", "rates", "seconds_of"]
+__all__ = ["Counts", "Rates", "counted_before", "counts", "rates", "seconds_of"]
 
 SOURCES = {  # channels, side, classes, training images, test images
     "digits": (1, 8, 10, 1_438, 359), "cifar10": (3, 32, 10, 50_000, 10_000), "cifar100": (3, 32, 100, 50_000, 10_000),
@@ -87,6 +88,11 @@ def seconds_of(arm: Arm | Ensemble | Probe, budget: str, measurements: int = 0, 
 
 
 # ------------------------------------------------------------------------------------------------------------------ counts
+
+
+def counted_before() -> bool:
+    """Whether networks have been counted on this machine with this code."""
+    return bool(_remembered("counts", _counting_code()))
 
 
 def counts(recipe: Recipe) -> Counts:
@@ -207,6 +213,6 @@ def _remember(what: str, about: Any, table: dict[str, Any]) -> None:
     path = _place(what)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{hash(path) & 0xFFFF}")
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
         aside.write_text(json.dumps({"about": about, "table": table}), encoding="utf-8")
         aside.replace(path)

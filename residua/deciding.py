@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
@@ -13,7 +14,7 @@ from residua.evidence import Record
 from residua.papers import published
 from residua.selection import statement
 
-__all__ = ["Known", "claim_entry", "item_entry", "outcome_of"]
+__all__ = ["Known", "claim_entry", "item_entry", "outcome_of", "plain", "row_entry"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class Known:
 
 def outcome_of(claim: Claim, known: Known) -> Outcome:
     """What the rule decides on what is known; where it cannot, why its arms have not run."""
-    outcome = claim.decide(known.evidence(claim.arms))
+    try:
+        outcome = claim.decide(known.evidence(claim.arms))
+    except Exception as error:  # one rule that fails must not take the report of hours of runs with it
+        return Outcome("not attempted", f"The rule could not be applied ({type(error).__name__}: {error}).")
     if outcome.verdict != "not attempted" or isinstance(claim.rule, NotAttempted) or known.budget == "smoke":
         return outcome
     missing = [f"{arm} has no run at this budget: {known.left_out[arm]}" for arm in claim.arms if arm in known.left_out]
@@ -53,7 +57,7 @@ def claim_entry(key: str, claim: Claim, known: Known, outcome: Outcome | None = 
     return {
         "paper": key, "id": claim.id, "statement": statement(key, claim), "verdict": outcome.verdict,
         "budget": "exact" if claim.exact else known.budget, "why": outcome.why, "rule": claim.rule.text,
-        "evidence": {"runs": [] if claim.exact else known.runs(claim.arms), "numbers": dict(outcome.numbers)},
+        "evidence": {"runs": [] if claim.exact else known.runs(claim.arms), "numbers": plain(outcome.numbers)},
         "stands_in": claim.stands_in, "about": _about(key, claim),
     }  # fmt: skip
 
@@ -88,6 +92,17 @@ def row_entry(key: str, row: Row, evidence: Evidence) -> dict[str, Any]:
         entry |= {"published": cell.value, "unit": cell.unit, "verified": cell.verified, "source": cell.source,
                   "approximate": cell.approximate}  # fmt: skip
     return entry
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON takes it: lists for tuples, numbers for arrays of one, None for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if not isinstance(value, (str, int, float, bool, type(None))):
+        return plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _about(key: str, claim: Claim) -> str:

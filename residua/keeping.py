@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from residua import budgets
 from residua import recipe as recipes
 from residua.claims import Arm, Ensemble, Outcome, Probe
-from residua.deciding import Known
+from residua.deciding import Known, plain
 from residua.errors import RunError
 from residua.evidence import BUDGETS, Record
 from residua.matrix import Task, addressed, read_json
@@ -62,7 +61,10 @@ def keep(tasks: Iterable[Task], folder: Path) -> list[Path]:
 def keep_exact(outcomes: Mapping[str, Outcome], folder: Path) -> Path:
     """Adds what was settled without runs, by "paper/claim"."""
     path = folder / "exact.json"
-    entries = {name: asdict(outcome) | {"numbers": dict(outcome.numbers)} for name, outcome in outcomes.items()}
+    entries = {
+        name: {"verdict": outcome.verdict, "why": outcome.why, "numbers": plain(outcome.numbers)}
+        for name, outcome in outcomes.items()
+    }
     _write(path, dict(sorted((read_json(path) | entries).items())))
     return path
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from residua import budgets, costing, keeping
-from residua.claims import Arm, Claim, Ensemble, Item
+from residua.claims import Arm, Claim, Ensemble, Item, NotAttempted
 from residua.evidence import BUDGETS, VERDICTS
 from residua.papers import published
 from residua.results_page import best_known
@@ -54,18 +54,22 @@ def papers(entries: Sequence[Mapping[str, Any]], books: Shelf | None = None) -> 
 
 
 def cost(part: Claim | Item, budget: str, books: Shelf) -> float | None:
-    """The forecast seconds of all runs that a claim or an item needs; None where one of them has no form at the budget."""
+    """The forecast seconds of all runs that a claim or an item needs; None where none of them has a form at the budget, or where
+    a claim is not attempted at all. Arms without a form are left out."""
     arms: dict[str, None] = {}
     for name in part.arms:
         arm = books.arm(name)
         arms.update(dict.fromkeys((*(arm.members if isinstance(arm, Ensemble) else ()), name)))
-    total = 0.0
+    prices = []
     for name in arms:
         arm = books.arm(name)
         seeds = max(1, budgets.seeds_at(arm, budget))
         measured = len(part.measurements) if isinstance(arm, Arm) else 0
-        total += seeds * costing.seconds_of(arm, budget, measured)
-    return round(total, 1) if math.isfinite(total) else None
+        prices.append(seeds * costing.seconds_of(arm, budget, measured))
+    if not arms:
+        return None if isinstance(part, Claim) and isinstance(part.rule, NotAttempted) else 0.0
+    finite = [price for price in prices if math.isfinite(price)]
+    return round(sum(finite), 1) if finite else None
 
 
 def _shown(part: Claim | Item, *, books: Shelf) -> dict[str, str]:

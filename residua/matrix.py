@@ -147,14 +147,12 @@ def read_record(task: Task) -> Record | None:
     return Record(task.arm.name, task.seed, card["values"], curves, measured, card["broken_off"])
 
 
-def execute(
-    tasks: Sequence[Task], work: Callable[[Task], None], begins: Callable[[Task, int], None] | None = None
-) -> dict[str, str]:
+def execute(tasks: Sequence[Task], work: Callable[[Task], None]) -> dict[str, str]:
     """Brings every task to its end by `work`, one after another, and returns the reasons of those that failed, by id.
 
     This is the seam behind which runs are executed: whatever calls `work` once for each task that is not done, wherever, may take
     its place. A run that another process works at is left to it, and waited for at the end; what it leaves undone is then done
-    here. `begins` is told of each task and of how many were done before it.
+    here.
     """
     failed: dict[str, str] = {}
     waiting, patient = list(tasks), False
@@ -174,8 +172,6 @@ def execute(
                     continue
                 if task.state() == "done":
                     continue
-                if begins:
-                    begins(task, sum(other.state() == "done" for other in tasks))
                 try:
                     work(task)
                 except Exception as error:  # whatever one run dies of, the others go on, and it is named at the end

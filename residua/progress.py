@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -31,7 +32,7 @@ class Watch:
         self.bar: Progress | None = None
         self.latest = ""
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),

@@ -111,21 +111,27 @@ def reproduce(
     if keep is not None:
         keeping.keep(plan.all(), Path(keep))
         keeping.keep_exact({name: outcomes[name] for name in _exact(plan)}, Path(keep))
-    document = _document(plan, known, outcomes, failed, folder, time.perf_counter() - start)
+    document = _document(plan, known, outcomes, failed, folder, seeds) | {"seconds": round(time.perf_counter() - start, 1)}
     return _written(document, folder)
 
 
 def _executed(plan: Planned, tasks: Sequence[Task], settings: Settings, watcher: Watcher, end: float | None) -> dict[str, str]:
-    """Runs the tasks; with an `end`, those that would not be over by then are not begun."""
-
-    def begins(task: Task, done: int) -> None:
-        watcher.task(task.id, done, len(tasks), plan.cost(tasks))
+    """Runs the tasks; with an `end`, those that would not be over by then are not begun. Forecasts are scaled by what
+    the runs so far took."""
+    forecast, spent = 0.0, 0.0
 
     def work(task: Task) -> None:
-        if end is None or time.perf_counter() + plan.costs[task.id] <= end:
-            carry_out(task, settings)
+        nonlocal forecast, spent
+        factor = spent / forecast if forecast else 1.0
+        began = time.perf_counter()
+        if end is not None and began + factor * plan.costs[task.id] > end:
+            return
+        done = sum(other.state() == "done" for other in tasks)
+        watcher.task(task.id, done, len(tasks), factor * plan.cost(tasks))
+        carry_out(task, settings)
+        forecast, spent = forecast + plan.costs[task.id], spent + time.perf_counter() - began
 
-    return matrix.execute(tasks, work, begins)
+    return matrix.execute(tasks, work)
 
 
 def _known(plan: Planned, failed: Mapping[str, str], minutes: float | None) -> Known:
@@ -140,7 +146,7 @@ def _known(plan: Planned, failed: Mapping[str, str], minutes: float | None) -> K
         elif minutes is not None and not task.record.is_file():
             forecast = duration(plan.costs[task.id])
             left_out[task.arm.name] = f"its run did not fit into the time (forecast {forecast})"
-    ids = {(task.arm.name, task.seed): task.path.name for task, _ in found}
+    ids = {(task.arm.name, task.seed): task.id for task, _ in found}
     num_test = max((task.num_test for task, _ in found), default=0)
     return Known(plan.budget, [record for _, record in found], num_test, ids, left_out)
 
@@ -172,34 +178,38 @@ def _grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _document(
-    plan: Planned, known: Known, outcomes: Mapping[str, Outcome], failed: Mapping[str, str], folder: Path, seconds: float
+    plan: Planned, known: Known, outcomes: Mapping[str, Outcome], failed: Mapping[str, str], folder: Path, seeds: int | None
 ) -> dict[str, Any]:
     selection = plan.selection
     claims = [
-        claim_entry(key, claim, known, outcomes[f"{key}/{claim.id}"]) | {"again": _again([f"{key}/{claim.id}"], plan.budget)}
+        claim_entry(key, claim, known, outcomes[f"{key}/{claim.id}"])
+        | {"again": _again([f"{key}/{claim.id}"], plan.budget, seeds)}
         for key, claim in selection.claims
     ]
-    items = [item_entry(key, item, known) | {"again": _again([f"{key}/{item.id}"], plan.budget)} for key, item in selection.items]
+    items = [
+        item_entry(key, item, known) | {"again": _again([f"{key}/{item.id}"], plan.budget, seeds)}
+        for key, item in selection.items
+    ]
     return {
         "version": __version__, "budget": plan.budget, "names": list(selection.names), "out": str(folder),
-        "seconds": round(seconds, 1), "again": _again(selection.names, plan.budget), "claims": claims, "items": items,
+        "again": _again(selection.names, plan.budget, seeds), "claims": claims, "items": items,
         "runs": [_run_entry(task) for task in plan.all() if task.record.is_file()], "left_out": dict(known.left_out),
         "failed": dict(failed), "hardware": machine.hardware(chosen_device(None)), "versions": machine.versions(),
     }  # fmt: skip
 
 
-def _again(names: Sequence[str], budget: str) -> str:
+def _again(names: Sequence[str], budget: str, seeds: int | None) -> str:
     """The command that repeats this."""
-    return " ".join(["residua reproduce", *names, "--budget", budget])
+    return " ".join(["residua reproduce", *names, "--budget", budget, *([f"--seeds {seeds}"] if seeds else [])])
 
 
 def _run_entry(task: Task) -> dict[str, Any]:
     """One run: what it was, what it showed, and how it departed from the protocol."""
     card = keeping.card_of(task)
     return {
-        "id": task.path.name, "arm": task.arm.name, "seed": task.seed, "values": card["values"], "broken_off": card["broken_off"],
+        "id": task.id, "arm": task.arm.name, "seed": task.seed, "values": card["values"], "broken_off": card["broken_off"],
         "departures": departures(task), "stand_in": getattr(task.arm, "stand_in", ""), "left_out": card["left_out"],
-        "verify": f"residua reproduce --verify {task.path.name}",
+        "verify": f"residua reproduce --verify {task.id}",
     }  # fmt: skip
 
 

@@ -72,6 +72,9 @@ def verify(
         card["id"]: card
         for card in (*keeping.own_cards(Path(out)), *keeping.kept_cards(Path(results) if results else keeping.shipped()))
     }
+    if identity not in cards:  # a run that two arms share is kept under the name of either
+        address = identity[identity.rfind("-s") :]
+        identity = next((name for name in cards if address and name.endswith(address)), identity)
     if identity not in cards:
         raise unknown("kept run", identity, cards, "docs/results.md lists them.")
     card = cards[identity]
@@ -99,8 +102,8 @@ def verify(
         raise RequestError(f"{recipe.data.source} holds other data here than {identity} was trained on: the fingerprints differ.")
     lines = [[line["step"], line["values"]["loss"], line["values"]["error"]] for line in run.metrics("train")]
     tests = run.metrics("test") if run.finished() else []
-    error = tests[-1]["values"]["top1_error"] if tests else None
-    return _compared(card, lines, run.manifest["total_steps"], error)
+    final = tests[-1]["values"]["top1_error"] if tests else None
+    return _compared(card, lines, run.manifest["total_steps"], final)
 
 
 class _Stopper(Unwatched):

@@ -19,10 +19,11 @@ from residua import budgets, costing, keeping, planning
 from residua.costing import Rates
 from residua.errors import RequestError
 from residua.matrix import Sources, execute
+from residua.papers import published
 from residua.recipe import replaced
 from residua.reproducing import Unwatched, reproduce
 from residua.results_page import best_known
-from residua.selection import select, shelf
+from residua.selection import select, shelf, statement
 from residua.verifying import verify
 
 SHELF = make_shelf()
@@ -290,6 +291,12 @@ def test_rates_are_measured_and_remembered(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_every_paper_names_only_what_there_is() -> None:
     papers = shelf()
+    for key, paper in papers.papers.items():
+        for claim in paper.claims:
+            assert statement(key, claim)
+        for row in (row for item in paper.items for row in item.rows):
+            papers.arm(row.arm)
+            assert not row.published or published(key).cell(row.published)
     for name, measurements in select([], papers).needs(papers).items():
         papers.arm(name)
         for measurement in measurements:
