@@ -23,10 +23,9 @@ class Step:
     is for people: a module path or an operation. `skip` is, of a choice, the index of the skip in the census. `shape` is that of
     the output without the batch; `group` the stage or block in which the step stands, by its module path.
 
-    What drawings say of it: `detail` is a layer in the words of figure 3 of he2015, such as "3×3 conv, 64, /2", or how a join joins,
-    such as "concat" ("": unknown),
-    `before` what changes the resolution without weights between its first input (of a choice: the bypass) and it, such as
-    ("max pool, /2",), in order.
+    What drawings say of it: `detail` is a layer in the words of figure 3 of he2015, such as "3×3 conv, 64, /2", or how a join
+    joins, such as "concat" ("": unknown), `before` what changes the resolution without weights between its first input (of a
+    choice: the bypass) and it, such as ("max pool, /2",), in order.
     """
 
     kind: str

@@ -27,6 +27,7 @@ PUBLIC = [
     "load",
     "open_run",
     "predict",
+    "reproduce",
     "switched_off",
     "train",
     "walk",

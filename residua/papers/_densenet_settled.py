@@ -81,6 +81,6 @@ def block() -> dict[str, nn.Module]:
     """Figures 1 and 2: the first two layers of a block, without and with bottlenecks."""
     plain, narrow = on_meta("densenet_40_12"), on_meta("densenet_bc_100_12")
     return {
-        "Two dense layers (k = 12)": nn.Sequential(*list(plain.stages[0])[:2]),
-        "A dense layer with bottleneck (k = 12)": next(iter(narrow.stages[0])),
+        "Two dense layers (k = 12)": nn.Sequential(*list(plain.stages[0].children())[:2]),
+        "A dense layer with bottleneck (k = 12)": next(narrow.stages[0].children()),
     }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from residua.analysis import Budget, NotApplicable, Subject
-from residua.claims import Drawing, Evidence, Measured, Measurement, Outcome
+from residua.claims import Drawing, Evidence, Measured, Measurement, Outcome, Verdict
 from residua.models.highway import gate_activity
 from residua.panels import Curve, panel
 from residua.unit import Gate, walk
@@ -58,7 +58,7 @@ def more_negative(arm: str) -> Measured:
             return Outcome("not attempted", "No gates have been looked at yet.")
         held = [a > 0.5 and b < 0.5 for a, b in zip(fallen, opened)]
         words = ", ".join(f"{100 * a:.0f} % fell and {100 * b:.1f} % are open" for a, b in zip(fallen, opened))
-        verdict = "shown" if all(held) else "under-powered" if any(held) else "refuted"
+        verdict: Verdict = "shown" if all(held) else "under-powered" if any(held) else "refuted"
         return Outcome(
             verdict, f"Of the biases {words} for a single image.", {"share_fallen": fallen, "open_for_one_image": opened}
         )

@@ -130,7 +130,12 @@ PATHS = "Networks with 1, 2, 4, 8, 32 and 64 paths are built; each has as many g
 def other_cardinalities() -> Outcome:
     names = {**{f"resnext50_{name}": c for name, (c, _) in SETTINGS.items()}, "resnext101_64x4d": 64}
     groups = {
-        name: {unit.get_submodule("branch.conv2").groups for stage in on_meta(name).stages for unit in stage} for name in names
+        name: {
+            layer.groups
+            for path, layer in on_meta(name).stages.named_modules()
+            if isinstance(layer, nn.Conv2d) and path.endswith("branch.conv2")
+        }
+        for name in names
     }
     holds = all(groups[name] == {cardinality} for name, cardinality in names.items())
     return settled(

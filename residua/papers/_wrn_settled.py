@@ -113,9 +113,9 @@ def doubled() -> Outcome:
     thin, wide = on_meta("resnet50"), on_meta("wrn_50_2")
     shapes = [
         [
-            tuple(unit.branch.get_submodule(f"conv{place}").out_channels for place in (1, 2, 3))
+            tuple(len(unit.get_parameter(f"branch.conv{place}.weight")) for place in (1, 2, 3))
             for stage in net.stages
-            for unit in stage
+            for unit in stage.children()
         ]
         for net in (thin, wide)
     ]

@@ -27,10 +27,10 @@ def _connected(kind: str, depth: int) -> Arm:
     """Highway and plain nets are the paper's; the residual ones and their twins have batch norm, units of two layers, and one
     layer more than `depth` says."""
     if kind.startswith("highway"):
-        name, options = (
-            "highway",
-            {"depth": depth, "width": 71 if kind == "highway_plain" else 50, "plain": kind == "highway_plain"},
-        )
+        name = "highway"
+        options: dict[str, Any] = {
+            "depth": depth, "width": 71 if kind == "highway_plain" else 50, "plain": kind == "highway_plain"
+        }  # fmt: skip
     else:
         name = "residual_mlp"
         options = {"widths": [50], "units": [depth // 2], "normalization": "batch", "plain": kind == "residual_plain"}

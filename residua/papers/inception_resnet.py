@@ -89,7 +89,7 @@ def sooner(left: str, right: str, measure: str, least: float) -> Measured:
         found = [[area(curve) for curve in evidence.curve(arm, measure) if curve] for arm in (left, right)]
         if not all(found):
             return Outcome("not attempted", f"There is no curve of {left if not found[0] else right} yet.")
-        one = compared(*found, least)
+        one = compared(found[0], found[1], least)
         said = one.words(left, right)
         if one.single:
             return Outcome("under-powered", f"{said} One seed on a side shows nothing of the spread.", one.numbers())
