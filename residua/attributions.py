@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from captum import attr  # type: ignore[import-untyped]
 from torch import Tensor, nn
-
-from residua.errors import RequestError
 
 __all__ = ["Integrated", "Place", "grad_cam", "integrated_gradients", "last_map"]
 
@@ -45,15 +44,6 @@ class Integrated:
     def error(self) -> float:
         """The mean of |completeness| over the mean of |change|."""
         return float(self.completeness.abs().mean() / self.change.abs().mean().clamp_min(1e-300))
-
-
-def captum_attr() -> Any:
-    """The package captum.attr; raises `RequestError` where it is not installed."""
-    try:
-        import captum.attr  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise RequestError("Attribution needs the package captum, which is not installed: pip install captum.") from error
-    return captum.attr
 
 
 def last_map(model: nn.Module, image: Tensor) -> Place | None:
@@ -110,7 +100,6 @@ def _tapped(place: Place) -> Iterator[_Tap]:
 def grad_cam(model: nn.Module, images: Tensor, targets: Tensor, place: Place) -> Tensor:
     """Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): the map of `place`, each channel weighed by the mean gradient of the
     target's score, summed, its positive part, bilinearly at the size of the images: [N, H, W], of at least 0."""
-    attr = captum_attr()
     with _tapped(place) as tap, torch.enable_grad():
 
         def forward(x: Tensor) -> Tensor:
@@ -125,7 +114,6 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor, place: Place) ->
 def integrated_gradients(model: nn.Module, images: Tensor, targets: Tensor, steps: int = 64, batch: int = 64) -> Integrated:
     """Integrated gradients of the target's score along the straight line from the mean colour (Sundararajan et al. 2017, equation
     1), by Gauss-Legendre quadrature with `steps` points, at most `batch` images at a time."""
-    attr = captum_attr()
     baseline = torch.zeros_like(images)
     with torch.enable_grad():
         values, apart = attr.IntegratedGradients(model).attribute(

@@ -176,8 +176,8 @@ def scale_at(scales: Sequence[tuple[float, float]], progress: float) -> float:
 def area_factor(scales: Sequence[tuple[float, float]]) -> float:
     """The mean number of pixels of a run's images over that of images of full size."""
     ends = [share for share, _ in scales[1:]] + [1.0]
-    resized = sum((end - start) * scale**2 for (start, scale), end in zip(scales, ends))
-    return resized + (scales[0][0] if scales else 1.0)
+    scaled = sum((end - start) * scale**2 for (start, scale), end in zip(scales, ends))
+    return scaled + (scales[0][0] if scales else 1.0)
 
 
 def resized(images: Tensor, scale: float) -> Tensor:

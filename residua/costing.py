@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import math
 import os
@@ -26,8 +25,8 @@ from residua.claims import Arm, Ensemble, Probe
 from residua.cost import layer_table
 from residua.dataset import ArraySamples, Dataset, Facts
 from residua.infer import multiplies_bf16
-from residua.published import Published
 from residua.recipe import Data, Model, Recipe, replaced
+from residua.resolve import implied_options
 from residua.version import __version__
 
 __all__ = ["Counts", "Rates", "counted_before", "counts", "rates", "seconds_of"]
@@ -39,7 +38,6 @@ SOURCES = {  # channels, side, classes, training images, test images
 }  # fmt: skip
 SMOKE = 4.0  # seconds: some updates of a network of any depth
 PREPARING = {"small": 20.0, "full": 60.0}  # seconds: the data opened, plans tried, samples drawn
-SMALL_STEM = 96
 
 
 @dataclass(frozen=True)
@@ -109,13 +107,7 @@ def counts(recipe: Recipe) -> Counts:
 
 
 def _counted(name: str, options: dict[str, Any], channels: int, side: int, classes: int) -> Counts:
-    entry = models.CATALOG.get(name)
-    known = inspect.signature(entry.builder if isinstance(entry, Published) else entry).parameters
-    options = {"num_classes": classes, "in_channels": channels, **options}
-    if "stem" in known and isinstance(entry, Published) and entry.input_shape[-1] > SMALL_STEM >= side:
-        options.setdefault("stem", "small")
-    if "image_size" in known:
-        options.setdefault("image_size", side)
+    options = {**implied_options(name, channels, side, classes), **options}
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):

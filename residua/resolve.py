@@ -18,7 +18,7 @@ from residua.published import Published
 from residua.recipe import Recipe, replaced
 from residua.views import CentralView
 
-__all__ = ["class_weights", "held_out", "make_order", "normalization", "resolve", "side_of"]
+__all__ = ["class_weights", "held_out", "implied_options", "make_order", "normalization", "resolve", "side_of"]
 
 SMALL = 96  # uniform images up to this side are trained at their own size, with the stem for small images
 DEFAULT_EPOCHS, DEFAULT_STEPS = 24, 400
@@ -80,23 +80,33 @@ def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dic
         name = "resnet20" if side <= SMALL else "resnet18"
         notes.append(f"No model is given: {name}, the default for images of {side} pixels (--model chooses another).")
     entry = models.CATALOG.get(name)
-    decided = [("num_classes", len(dataset.classes), "classes"), ("in_channels", dataset.facts.channels, "channels")]
-    known = inspect.signature(entry.builder if isinstance(entry, Published) else entry).parameters
-    if "image_size" in known:
-        decided.append(("image_size", side, "pixels a side"))  # a network that takes one size only
-    for option, value, what in decided:
-        if options.setdefault(option, value) != value:
-            raise RequestError(f"model.{option} = {options[option]}, but the data has {value} {what}.")
-    if isinstance(entry, Published):
-        if "stem" in known and "stem" not in options and entry.input_shape[-1] > SMALL >= side:
-            options["stem"] = "small"
-            notes.append(
-                f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own)."
-            )
-        if "image_size" not in known and options.get("stem") != "small":
-            _fits(name, entry, round(side * min([1.0, *(scale for _, scale in recipe.augment.scales)])))
+    implied = implied_options(name, dataset.facts.channels, side, len(dataset.classes))
+    words = {"num_classes": "classes", "in_channels": "channels", "image_size": "pixels a side"}
+    for option, what in words.items():
+        if option in options and option in implied and options[option] != implied[option]:
+            raise RequestError(f"model.{option} = {options[option]}, but the data has {implied[option]} {what}.")
+    if "stem" in implied and "stem" not in options:
+        notes.append(
+            f"{name} gets the stem for small images, since they have {side} pixels (--set model.stem=imagenet keeps its own)."
+        )
+    options = {**implied, **options}
+    if isinstance(entry, Published) and "image_size" not in implied and options.get("stem") != "small":
+        _fits(name, entry, round(side * min([1.0, *(scale for _, scale in recipe.augment.scales)])))
     models.check_options(name, entry, options)
     return {"model.name": name, "model.options": options}
+
+
+def implied_options(name: str, channels: int, side: int, num_classes: int) -> dict[str, Any]:
+    """What the network called `name` is built with because of the data: classes, channels, the side of the images where it takes
+    one size only, the stem for small images where a published network of large ones has it."""
+    entry = models.CATALOG.get(name)
+    known = inspect.signature(entry.builder if isinstance(entry, Published) else entry).parameters
+    implied: dict[str, Any] = {"num_classes": num_classes, "in_channels": channels}
+    if "image_size" in known:
+        implied["image_size"] = side
+    if isinstance(entry, Published) and "stem" in known and entry.input_shape[-1] > SMALL >= side:
+        implied["stem"] = "small"
+    return implied
 
 
 def _fits(name: str, entry: Published, side: int) -> None:

@@ -22,7 +22,6 @@ from torch.nn import functional as F
 
 from residua.analysis import Analysis, Budget, Drawing, NotApplicable, Subject
 from residua.attributions import Integrated, grad_cam, integrated_gradients, last_map
-from residua.errors import RequestError
 from residua.plots import BLUE, ORANGE, shortened, styled, svg
 from residua.wording import percent
 
@@ -42,10 +41,7 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
     with torch.inference_mode():
         chances = subject.model(images).float().softmax(1)
     certain, targets = (values.clone() for values in chances.max(1))
-    try:
-        found = _integrated(subject, images, targets, budget)
-    except RequestError as error:
-        raise NotApplicable(str(error)) from error
+    found = _integrated(subject, images, targets, budget)
     place = last_map(subject.model, images[:1])
     cams = grad_cam(subject.model, images, targets, place) if place is not None else None
     budget.progress(1.0)

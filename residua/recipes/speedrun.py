@@ -11,7 +11,7 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
     """CIFAR-10 in minutes on two processor cores.
 
     What makes it fast, after Page 2018 ("How to train your ResNet") and Jordan 2024 ("94 % on CIFAR-10 in 3.29 seconds on a
-    single GPU"); docs/performance.md has what each part is worth:
+    single GPU"), whose parts these are; what each is worth here is not measured yet:
 
     - the network (`residua.models.speed`): nothing to learn in the first layer, most of the work behind a pooling, an identity
       past every two convolutions;
