@@ -22,7 +22,7 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
     - shifts by 2 pixels with reflected borders; mirror images in turns rather than by a coin;
     - labels smoothed by 0.2.
 
-    Expected: the error at full length is not measured yet.
+    Expected: after 2 epochs (`--epochs 2`, seed 0) 14.45 % error, 13.02 % by six views; at full length it is not measured yet.
 
     `residua evaluate RUN --protocol six-view` averages over mirror images and shifts by one pixel, as the published records do.
 
