@@ -1,7 +1,7 @@
 """What a budget makes of an arm: the recipe that is run, with how many seeds. Layer 3.
 
 smoke   the digits and a few updates of 32 images: proves that the machinery works and decides nothing
-small   real data at reduced length: 2,000 updates and one seed where an effect is gross, 8 epochs and three seeds where
+small   real data at reduced length: 2,000 updates and one seed where an effect is gross, 6 epochs and three seeds where
         it is a matter of order; schedules shrink with the length
 full    the paper's protocol to the letter
 """
@@ -22,7 +22,7 @@ __all__ = ["ALLOWANCE", "check", "recipe_at", "seeds_at", "unavailable"]
 ALLOWANCE = {"smoke": 1.0, "small": 60.0, "full": 300.0}
 """Seconds that one measurement of one run may take."""
 
-GROSS_STEPS, ORDER_EPOCHS = 2_000, 8.0
+GROSS_STEPS, ORDER_EPOCHS = 2_000, 6.0
 SEEDS = {"gross": 1, "order": 3}
 SMOKE_BATCH, SMOKE_LAYERS = 32, 320  # updates times layers: what keeps a network of any depth at some seconds
 SMOKE_MOST, SMOKE_LEAST = 8, 2

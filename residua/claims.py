@@ -32,7 +32,7 @@ class Arm:
 
     `name` is unique within all papers, such as "plain56" or "preact_resnet110-cifar100". `recipe` is the paper's protocol to the
     letter (budget "full"). `effect` says what the small budget must see: "gross" (fails or works: 2,000 updates, one seed) or
-    "order" (which is better: 8 epochs, three seeds). `small` and `smoke` are changes of the recipe's fields, by dotted name, at
+    "order" (which is better: 6 epochs, three seeds). `small` and `smoke` are changes of the recipe's fields, by dotted name, at
     those budgets, beyond length and seeds (a length among them replaces the usual one); {"unavailable": reason} where a small
     form has no meaning. `small_seeds` and `full_seeds`: how many seeds (0: by `effect`). `stand_in` says how the small form
     departs from the protocol beyond its length, such as "digits stand for MNIST".

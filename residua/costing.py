@@ -37,7 +37,7 @@ SOURCES = {  # channels, side, classes, training images, test images
     "imagenet": (3, 224, 1_000, 1_281_167, 50_000),
 }  # fmt: skip
 SMOKE = 4.0  # seconds: some updates of a network of any depth
-PREPARING = {"small": 20.0, "full": 60.0}  # seconds: the data opened, plans tried, samples drawn
+PREPARING = {"small": 10.0, "full": 60.0}  # seconds: the data opened, plans tried, samples drawn
 
 
 @dataclass(frozen=True)
@@ -189,20 +189,21 @@ def _counting_code() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
-def _place(what: str) -> Path:
-    return machine.cache_folder() / f"{what}.json"
+def _place(what: str, about: Any) -> Path:
+    """One file for each number of threads, version and so on: they are asked for in turns."""
+    return machine.cache_folder() / f"{what}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:10]}.json"
 
 
 def _remembered(what: str, about: Any) -> dict[str, Any]:
     try:
-        card = json.loads(_place(what).read_text(encoding="utf-8"))
+        card = json.loads(_place(what, about).read_text(encoding="utf-8"))
         return dict(card["table"]) if card["about"] == json.loads(json.dumps(about)) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _remember(what: str, about: Any, table: dict[str, Any]) -> None:
-    path = _place(what)
+    path = _place(what, about)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.{os.getpid()}")

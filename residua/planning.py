@@ -39,8 +39,8 @@ class Planned:
         return list(found.values())
 
     def cost(self, tasks: Iterable[Task]) -> float:
-        """The forecast seconds of those that are not done."""
-        return sum(self.costs[task.id] for task in tasks if task.state() != "done")
+        """The forecast seconds of those that are not done; what several arms share is paid for once."""
+        return sum({(task.seed, task.address): self.costs[task.id] for task in tasks if task.state() != "done"}.values())
 
 
 def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources: Sources, seeds: int | None = None) -> Planned:
@@ -81,16 +81,23 @@ def fitting(plan: Planned, seconds: float) -> list[Task]:
 def _greedy(plan: Planned, claims: Sequence[Claim], seconds: float) -> list[Task]:
     chosen: dict[str, Task] = {}
     left = seconds
+    paid: set[tuple[int, str]] = set()
     needs = {task.id: plan.costs[task.id] if task.state() != "done" else 0.0 for task in plan.all()}
+
+    def price(part: Sequence[Task]) -> float:
+        return sum({one: needs[task.id] for task in part if (one := (task.seed, task.address)) not in paid}.values())
+
     for parts in ([plan.of(claim) for claim in claims], [plan.of(item) for _, item in plan.selection.items]):
         waiting = [part for part in parts if part]
         while waiting:
-            prices = [sum(needs[task.id] for task in part if task.id not in chosen) for part in waiting]
+            prices = [price(part) for part in waiting]
             cheapest = min(range(len(waiting)), key=prices.__getitem__)
             if prices[cheapest] > left:
                 break
             left -= prices[cheapest]
-            chosen.update({task.id: task for task in waiting.pop(cheapest)})
+            added = waiting.pop(cheapest)
+            chosen.update({task.id: task for task in added})
+            paid.update((task.seed, task.address) for task in added)
     if math.isinf(seconds):
         chosen.update({task.id: task for task in plan.all() if task.id not in chosen})
     return list(chosen.values())

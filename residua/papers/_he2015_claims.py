@@ -55,7 +55,7 @@ CIFAR = (
             "110 layers are not trained to the end",
         ),
         ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
-        stands_in="Below budget full the ends, 20 and 56 layers, are run; eight epochs may not let the deeper one lead.",
+        stands_in="Below budget full the ends, 20 and 56 layers, are run; six epochs may not let the deeper one lead.",
     ),
     Claim(
         "resnet_beats_plain_same_params",
@@ -66,7 +66,7 @@ CIFAR = (
             Wider(("resnet56", "plain56"), ("resnet20", "plain20"), least=1.0),
         ),
         PAIRS,
-        stands_in="The difference at 20 layers is under-powered by design with three seeds of eight epochs.",
+        stands_in="The difference at 20 layers is under-powered by design with three seeds of six epochs.",
     ),
     Claim(
         "r1202_overfits",
@@ -166,7 +166,7 @@ ON_IMAGENET = (
         "same_accuracy_18_faster",
         AllOf(Equal("imagenet-plain18", "imagenet-resnet18", margin=1.0), measured.FASTER),
         ("imagenet-plain18", "imagenet-resnet18"),
-        stands_in=f"{STANDS_IN} Equality within a point is under-powered by design with three seeds of eight epochs.",
+        stands_in=f"{STANDS_IN} Equality within a point is under-powered by design with three seeds of six epochs.",
     ),
     Claim(
         "shortcut_order",

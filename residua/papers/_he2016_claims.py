@@ -153,7 +153,7 @@ ORDER = (
             "20 layers stand for 110",
         ),
         _arms("original", "full-preactivation"),
-        stands_in=f"{TWENTY} After eight epochs no network over-fits yet, so that a regularising effect may not show.",
+        stands_in=f"{TWENTY} After six epochs no network over-fits yet, so that a regularising effect may not show.",
     ),
     Claim(
         "resnet200_overfits_orig",

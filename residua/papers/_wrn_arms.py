@@ -14,7 +14,7 @@ from residua.recipe import replaced
 from residua.recipes.wrn import wrn_cifar, wrn_imagenet, wrn_svhn
 
 COSTLY = "with 1.5 to 8 thousand million multiply-adds an image two cores would need weeks"
-STAND_IN = "16 layers stand for 40 and 28, a fourth of the width for the width"
+STAND_IN = "16 layers over 4 epochs stand for 40 and 28, a fourth of the width for the width"
 BLOCKS = {"B(1,3,1)": 40, "B(3,1)": 40, "B(1,3)": 40, "B(3,1,1)": 40, "B(3,3)": 28, "B(3,1,3)": 22}
 
 
@@ -31,9 +31,13 @@ def _narrow(depth: int, width: float, **options: Any) -> dict[str, Any]:
     return {"model.name": "cifar_wide_resnet", "model.options": {"depth": depth, "width": width, **options}}
 
 
+def _small(depth: int, width: float, **options: Any) -> dict[str, Any]:
+    return {**_narrow(depth, width, **options), "epochs": 4.0}
+
+
 def _block(kind: str, depth: int) -> Arm:
     """Table 2. The small forms keep its equal sizes: 3 units a stage with one 3x3 convolution each, 2 with two of them."""
-    small = _narrow(22 if kind.count("3") == 1 else 16, 0.5, **({} if kind == "B(3,3)" else {"block": kind}))
+    small = _small(22 if kind.count("3") == 1 else 16, 0.5, **({} if kind == "B(3,3)" else {"block": kind}))
     return _cifar(
         "cifar_wide_resnet",
         name=f"wrn_{depth}_2-{kind}",
@@ -50,7 +54,7 @@ def _layers(count: int) -> Arm:
     small = (
         unavailable("units of three layers do not divide the 12 layers of the small form")
         if count == 3
-        else _narrow(16, 0.5, block=block)
+        else _small(16, 0.5, block=block)
     )
     return _cifar(
         "cifar_wide_resnet",
@@ -71,9 +75,9 @@ def _imagenet(model: str, name: str = "") -> Arm:
 
 
 CIFAR10 = (
-    _cifar("wrn_40_1", small=_narrow(16, 0.25), stand_in=STAND_IN),
-    _cifar("wrn_40_2", small=_narrow(16, 0.5), stand_in=STAND_IN),
-    _cifar("wrn_40_4", small=_narrow(16, 1), stand_in=STAND_IN),
+    _cifar("wrn_40_1", small=_small(16, 0.25), stand_in=STAND_IN),
+    _cifar("wrn_40_2", small=_small(16, 0.5), stand_in=STAND_IN),
+    _cifar("wrn_40_4", small=_small(16, 1), stand_in=STAND_IN),
     *(_cifar(name) for name in ("wrn_40_8", "wrn_28_10", "wrn_28_12", "wrn_22_8", "wrn_22_10", "wrn_16_8", "wrn_16_10")),
 )
 CIFAR100 = tuple(

@@ -1,7 +1,7 @@
 """Densely connected networks, DenseNet (Huang et al. 2016). Layer 4.
 
-Small forms: DenseNets of 10 and 16 layers with growth 6 and 12 stand for those of 40 and 100 layers with growth 12 and 24, over 4
-epochs of batches of 64, that is as many updates as the small runs of other papers have.
+Small forms: DenseNets of 10 and 16 layers with growth 6 and 12 stand for those of 40 and 100 layers with growth 12 and 24, over 3
+epochs of batches of 64: three in four of the updates that the small runs of other papers have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["densenet"]
 
 STAND_IN = "10 and 16 layers stand for 40 and 100, half of the growth for the growth"
 COSTLY = unavailable("with 0.3 to 9 thousand million multiply-adds an image two cores would need weeks")
-SHORT = {"epochs": 4.0}
+SHORT = {"epochs": 3.0}
 
 
 def _dense(depth: int, growth: int, **options: Any) -> dict[str, Any]:

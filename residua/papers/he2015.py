@@ -120,7 +120,7 @@ ITEMS = (
     Item(
         "fig7", "Figure 7: standard deviations of layer responses", tuple(RESPONSES), ("responses",),
         draw=figures.analysed("responses", RESPONSES), claims=("small_responses", "responses_shrink_with_depth"),
-        note="Below budget full ResNet-110 is trained for 1,000 updates only, the others for eight epochs.",
+        note="Below budget full ResNet-110 is trained for 1,000 updates only, the others for six epochs.",
     ),
     Item(
         "table1", "Table 1: the ImageNet networks and their cost", ("he2015-costs",),

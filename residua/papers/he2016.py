@@ -1,7 +1,7 @@
 """He et al. 2016, "Identity Mappings in Deep Residual Networks": arms, items and claims. Layer 4.
 
 Below budget full what fails grossly is seen with 110 layers in 1,000 updates of one seed; what is a matter of order with 20
-layers in eight epochs of three seeds, where the paper has 110 and 164. The networks of 164 and 1001 layers and those of ImageNet
+layers in six epochs of three seeds, where the paper has 110 and 164. The networks of 164 and 1001 layers and those of ImageNet
 are wired at full.
 """
 

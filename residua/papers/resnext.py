@@ -18,7 +18,7 @@ from residua.recipes.resnext import resnext_cifar, resnext_imagenet
 __all__ = ["resnext"]
 
 SETTINGS = tuple(exact.SETTINGS)
-STAND_IN = "20 layers on CIFAR-10, an eighth of the maps; 1x8d and 4x3d stand for 1x64d and 32x4d"
+STAND_IN = "20 layers on CIFAR-10 for 4 epochs, an eighth of the maps; 1x8d and 4x3d stand for 1x64d and 32x4d"
 SMALL = {"1x64d": (1, 8), "32x4d": (4, 3)}
 CIFAR = {
     "data.source": "cifar10",
@@ -26,7 +26,8 @@ CIFAR = {
     "augment.crop": "pad",
     "augment.pad": 4,
     "batch_size": 128,
-    "evaluations": 10,
+    "epochs": 4.0,
+    "evaluations": 4,
 }
 
 

@@ -1,7 +1,7 @@
 """Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow Networks": arms, items and claims. Layer 4.
 
 The paper damages trained networks: the evidence is `lesion` and `paths` of pre-activation nets of 20 to 110 layers. Below budget
-full 20, 32 and 56 layers are trained, for eight epochs. Departure at full: the training of he2016 in the place of that of
+full 20, 32 and 56 layers are trained, for six epochs. Departure at full: the training of he2016 in the place of that of
 fb.resnet.torch, which has the same rates, batch and length but normalises and initialises a little otherwise.
 """
 
@@ -26,7 +26,7 @@ EFFECTIVE = unavailable("training on short paths takes the full length to be com
 NO_WARMUP = {"schedule.warmup": 0.0}  # as the networks of 20 layers of the other papers
 READING = "it is about printed numbers that differ; nothing can be run for it."
 DEEP, SHALLOW = "preact110", "preact56"
-FIFTY_SIX = "Below budget full 56 layers stand for 110, trained for eight epochs, one seed."
+FIFTY_SIX = "Below budget full 56 layers stand for 110, trained for six epochs, one seed."
 
 
 def _net(name: str, depth: int, small: dict[str, Any] | None = None, seeds: int = 1, **options: Any) -> Arm:

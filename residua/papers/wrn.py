@@ -188,7 +188,7 @@ wrn = Paper(
             "loss_rises_after_first_drop",
             RISES,
             arms=("wrn_40_4",),
-            stands_in="WRN-16-1 over 8 epochs. That weight decay is the cause, and that dropout softens it, is not tested.",
+            stands_in="WRN-16-1 over 4 epochs. That weight decay is the cause, and that dropout softens it, is not tested.",
         ),
         Claim("parameter_counts", Exact(exact.COUNTS, exact.counts)),
         Claim("linear_in_depth_quadratic_in_width", Exact(exact.GROWTH, exact.growth)),
