@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from residua import sparing
-from residua.machine import cache_folder, torch_openmp
+from residua.machine import cache_folder
 from residua.network import Network
 from residua.sparing import SparingStage
 from residua.unit import Add, Unit
@@ -75,7 +75,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     source = Path(__file__).with_name("kernels.c")
     command = [compiler, *_FLAGS, *_MACROS[dtype], "-shared", "-fPIC"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    openmp = torch_openmp()
+    openmp = _openmp()
     key = hashlib.sha256("\0".join([source.read_text(), *command, version, openmp, _processor()]).encode()).hexdigest()[:20]
     path = cache_folder() / f"kernels-{key}.so"
     if not path.exists():
@@ -96,6 +96,12 @@ def _processor() -> str:
     """What the loops are compiled for: a home folder may be shared by machines."""
     lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _openmp() -> str:
+    """The path of the OpenMP library that torch runs on; the loops share its threads, for two pools would hinder each other."""
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libgomp" in line}
+    return min(mapped, default="")
 
 
 class _Normalized(torch.autograd.Function):

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-__all__ = ["cache_folder", "command_line", "hardware", "peak_memory_mib", "revision", "torch_openmp", "versions"]
+__all__ = ["cache_folder", "command_line", "hardware", "peak_memory_mib", "revision", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -76,11 +76,3 @@ def cache_folder() -> Path:
     """Where things are remembered between runs: the folder `residua` under $XDG_CACHE_HOME, else under ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()) / "residua"
-
-
-def torch_openmp() -> str:
-    """The path of the OpenMP library that torch runs on, if it is GNU's; "" elsewhere. Who computes in threads beside torch
-    shares these, for two pools would hinder each other."""
-    maps = Path("/proc/self/maps")
-    mapped = {line.split()[-1] for line in maps.read_text().splitlines() if "/libgomp" in line} if maps.exists() else set()
-    return min(mapped, default="")

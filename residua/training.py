@@ -23,7 +23,6 @@ from residua.augment import Key, transformed
 from residua.batches import Batch, Share, train_batches
 from residua.data import open_data
 from residua.dataset import Dataset
-from residua.denormals import denormals_are_zero
 from residua.errors import RequestError, RunError
 from residua.images import printable
 from residua.prepare import Prepared
@@ -72,7 +71,7 @@ def train(
     listener = listener or Silent()
     wanted = request(data, model, recipe, fields)
     target = Path(out) if out is not None else prepare.default_out(wanted)
-    with joined(device) as (share, where), denormals_are_zero(), torch.random.fork_rng([where] if where.type == "cuda" else []):
+    with joined(device) as (share, where), torch.random.fork_rng([where] if where.type == "cuda" else []):
         if share.rank:
             return _follow(target, wanted, data_dir, where, workers, share)
         with runs.locked(target):
