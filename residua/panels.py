@@ -17,7 +17,8 @@ from residua.plots import INK, grid, shortened, styled, svg
 
 __all__ = ["COLOURS", "Curve", "bars", "colour", "panel"]
 
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#17becf")
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#17becf", "#e377c2")
+WEIGHTS = {"thin": 0.6, "faint": 0.9, "bold": 2.2}  # of lines, in points; 1.4 for all others
 Series = Sequence[float | None]
 
 
@@ -25,8 +26,9 @@ Series = Sequence[float | None]
 class Curve:
     """`y` over `x` in the colour of network `network` (its number among those that are drawn). `low` and `high` bound a band.
 
-    `style`: "line", "thin", "points", "both", or "dashed". `ringed` are the numbers of the points that are drawn as rings (stage
-    transitions, say). Places where a value is None are left out. Without a label a curve is not in the legend.
+    `style`: "line", "thin", "bold", "points", "both", "dashed", or "faint" (thin and dashed). `ringed` are the numbers of the
+    points that are drawn as rings (stage transitions, say). Places where a value is None are left out. Without a label a curve
+    is not in the legend.
     """
 
     x: Series
@@ -58,10 +60,13 @@ def panel(
     levels: Mapping[str, float] | None = None,
     reverse: bool = False,
     top: float | None = None,
+    ticks: Sequence[float] = (),
+    right: Sequence[Curve] = (),
+    right_label: str = "",
 ) -> str:
     """Curves over a common x axis, as SVG. `log`: a logarithmic y axis; `zero`: else it begins at 0; `whole`: the x axis has
-    whole numbers only; `levels`: dotted horizontal lines with their names, unless they lie far above the curves; `reverse`: x
-    falls from left to right; `top` ends the y axis.
+    whole numbers only, `ticks`: these; `levels`: dotted horizontal lines with their names, unless they lie far above the
+    curves; `reverse`: x falls from left to right; `top` ends the y axis; `right`: curves by an axis of their own on the right.
     """
     with styled():
         figure = Figure(figsize=size, layout="constrained")
@@ -85,11 +90,20 @@ def panel(
                           ha="right", fontsize=7.5, alpha=0.8)  # fmt: skip
         if whole:
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        if ticks:
+            axes.set_xticks(ticks)
         if reverse:
             axes.invert_xaxis()
         axes.set(xlabel=x_label, ylabel=y_label)
         grid(axes)
-        labelled = [curve for curve in curves if curve.label]
+        if right:
+            other = axes.twinx()
+            other.spines["right"].set_visible(True)
+            for curve in right:
+                _draw(other, curve)
+            other.set_ylim(bottom=0)
+            other.set_ylabel(right_label)
+        labelled = [curve for curve in (*curves, *right) if curve.label]
         if labelled:
             figure.legend(loc="outside upper left", ncols=2 if len(labelled) > 1 else 1, handlelength=1.5)
         return svg(figure, name, title)
@@ -157,11 +171,11 @@ def _draw(axes: Axes, curve: Curve) -> None:
     dots = curve.style in ("points", "both")
     (line,) = axes.plot(
         [p[0] for p in points], [p[1] for p in points], color=ink, linestyle="-" if lined else "",
-        linewidth=0.6 if curve.style == "thin" else 1.4,
+        linewidth=WEIGHTS.get(curve.style, 1.4),
         marker="o" if dots or len(points) == 1 else None, markersize=2.6 if lined or len(points) > 40 else 3.2,
         alpha=1.0 if lined else 0.7, label=shortened(curve.label, 40) if curve.label else None, zorder=3,
     )  # fmt: skip
-    if curve.style == "dashed":
+    if curve.style in ("dashed", "faint"):
         line.set_linestyle((0, (4, 2)))
     line.set_gid("curve")
     rings = [p for p in points if p[2] in set(curve.ringed)]

@@ -21,12 +21,14 @@ AXES = {
     "test_loss": "test loss",
 }
 
+MOST_TICKS = 6  # so few depths or sizes are each named on the axis
+
 
 def training(evidence: Evidence, arms: Mapping[str, str], name: str, title: str, measure: str = "error") -> list[Drawing]:
     """The first seed of each of `arms` (name of the arm: label): training thin, test bold, as he2015 draws them."""
     drawn: list[Curve] = []
     for network, (arm, label) in enumerate(arms.items()):
-        for split, style in (("train", "thin"), ("test", "line")):
+        for split, style in (("train", "thin"), ("test", "bold")):
             found = evidence.curve(arm, f"{split}_{measure}")
             if found and found[0]:
                 steps, values = zip(*found[0])
@@ -60,7 +62,9 @@ def by_size(
             drawn.append(Curve(xs, means, label, network, low, high, style="both"))
     if not drawn:
         return []
-    svg = panel(name, title, drawn, x_label, AXES.get(measure, measure), log=log, whole=whole)
+    places = sorted({float(x) for arms in series.values() for x in arms})
+    ticks = places if whole and len(places) <= MOST_TICKS else ()
+    svg = panel(name, title, drawn, x_label, AXES.get(measure, measure), log=log, whole=whole, ticks=ticks)
     return [Drawing(title, svg, "The mean of the seeds; the band reaches from the lowest to the highest.")]
 
 

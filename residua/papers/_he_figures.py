@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 
 import torch
 from torch import nn
@@ -18,36 +19,110 @@ from residua.panels import Curve, panel
 from residua.plots import thinned
 from residua.unit import walk
 
-__all__ = ["Draw", "analysed", "both", "curves_of", "networks_drawn", "units_drawn"]
+__all__ = ["Draw", "analysed", "both", "by_depth", "by_split", "curves_of", "loss_and_error", "networks_drawn", "units_drawn"]
 
 Draw = Callable[[Evidence], Sequence[Drawing]]
+SIZE = (5.2, 3.6)
+PRINTED_TOP, PRINTED_STEPS = 20.0, 20_000  # per cent, where the axes of he2015's figures 1 and 6 end; updates of a long training
+FIRST = "the first seed of each network."
 
 
-def curves_of(*panels: tuple[str, str, Mapping[str, str]], measure: str = "error") -> Draw:
-    """One panel of training curves for each (name, title, {arm: label}): the first seed of each arm that has run."""
-    words = "error (%)" if measure == "error" else "loss"
+def curves_of(*panels: tuple[str, str, Mapping[str, str]], train: str = "thin") -> Draw:
+    """One panel of error curves for each (name, title, {arm: label}): the first seed of each arm that has run, training in the
+    style `train` ("thin", or "faint": thin and dashed) and test bold. Networks of one depth have one colour in all panels."""
+    colours = by_depth([list(arms.values()) for _, _, arms in panels])
 
     def draw(evidence: Evidence) -> list[Drawing]:
         drawn = []
-        for name, title, arms in panels:
-            curves = [curve for place, arm in enumerate(arms) for curve in _pair(evidence, arm, arms[arm], place, measure)]
+        for (name, title, arms), places in zip(panels, colours):
+            curves = [
+                curve
+                for (arm, label), place in zip(arms.items(), places)
+                for curve in (
+                    *_curve(evidence, arm, "test_error", label, place),
+                    *_curve(evidence, arm, "train_error", "", place, train),
+                )
+            ]
             if curves:
-                svg = panel(name, title, curves, "updates", words, zero=measure == "error", size=(5.2, 3.6))
-                drawn.append(Drawing(title, svg, "Training dashed, test solid; the first seed of each network."))
+                style = "thin" if train == "thin" else "dashed"
+                drawn.append(Drawing(title, _errors(name, title, curves), f"Training {style}, test bold; {FIRST}"))
         return drawn
 
     return draw
 
 
-def _pair(evidence: Evidence, arm: str, label: str, place: int, measure: str) -> list[Curve]:
-    """The curves of training and test of one arm in one colour; one of them has the label."""
-    found: list[Curve] = []
-    for split, style in (("test", "line"), ("train", "dashed")):
-        points = next(iter(evidence.curve(arm, f"{split}_{measure}")), [])
-        if points:
-            x, y = thinned([float(step) for step, _ in points], [value for _, value in points], 80)
-            found.append(Curve(x, y, "" if found else label, place, style=style))
+def by_split(name: str, arms: Mapping[str, str]) -> Draw:
+    """Two panels, training error and test error, of the first seed of each arm (name: label), as figure 1 of he2015."""
+
+    def draw(evidence: Evidence) -> list[Drawing]:
+        drawn = []
+        for split, title in (("train", "Training error"), ("test", "Test error")):
+            curves = [
+                curve
+                for place, (arm, label) in enumerate(arms.items())
+                for curve in _curve(evidence, arm, f"{split}_error", label, place)
+            ]
+            if curves:
+                drawn.append(
+                    Drawing(title, _errors(f"{name}-{split}", title, curves, f"{title.lower()} (%)"), FIRST.capitalize())
+                )
+        return drawn
+
+    return draw
+
+
+def loss_and_error(*panels: tuple[str, str, Mapping[str, str]]) -> Draw:
+    """One panel for each (name, title, {arm: label}), as he2016 draws training: the training loss dashed, by the left axis, and
+    the test error bold, by the right one; the first seed of each arm that has run."""
+
+    def draw(evidence: Evidence) -> list[Drawing]:
+        drawn = []
+        for name, title, arms in panels:
+            losses = [c for place, arm in enumerate(arms) for c in _curve(evidence, arm, "train_loss", "", place, "faint")]
+            errors = [c for place, arm in enumerate(arms) for c in _curve(evidence, arm, "test_error", arms[arm], place)]
+            if losses or errors:
+                svg = panel(
+                    name, title, losses, "updates", "training loss", size=SIZE, right=errors, right_label="test error (%)"
+                )
+                drawn.append(Drawing(title, svg, f"Training loss dashed (left), test error bold (right); {FIRST}"))
+        return drawn
+
+    return draw
+
+
+def by_depth(panels: Sequence[Sequence[str]]) -> list[list[int]]:
+    """The number of the colour of each label of each panel: one for all labels that end in the same number, and within a panel
+    one for each label."""
+    ends = {label: label[len(label.rstrip("0123456789")) :] or label for labels in panels for label in labels}
+    known = {end: place for place, end in enumerate(dict.fromkeys(ends.values()))}
+    found = []
+    for labels in panels:
+        taken: list[int] = []
+        for label in labels:
+            place = known[ends[label]]
+            if place in taken:
+                place = next(free for free in count(len(known)) if free not in taken)
+            taken.append(place)
+        found.append(taken)
     return found
+
+
+def _curve(evidence: Evidence, arm: str, measure: str, label: str, place: int, style: str = "bold") -> list[Curve]:
+    """The curve of a measure of the first seed of an arm, if it has one."""
+    points = next(iter(evidence.curve(arm, measure)), [])
+    if not points:
+        return []
+    x, y = thinned([float(step) for step, _ in points], [value for _, value in points], 80)
+    return [Curve(x, y, label, place, style=style)]
+
+
+def _errors(name: str, title: str, curves: Sequence[Curve], y_label: str = "error (%)") -> str:
+    """A panel of errors: up to 20 % as in he2015 where trainings are as long as there and end well below that, else as far as
+    they reach."""
+    ends = [(curve.x[-1] or 0, curve.y[-1] or 0) for curve in curves]
+    printed = all(steps >= PRINTED_STEPS and error < PRINTED_TOP - 2 for steps, error in ends)
+    top = PRINTED_TOP if printed else None
+    return panel(name, title, curves, "updates", y_label, size=SIZE, top=top)
 
 
 def analysed(analysis: str, arms: Mapping[str, str]) -> Draw:

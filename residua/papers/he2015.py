@@ -81,7 +81,11 @@ SIX = ("resnet20", "resnet20-B", "resnet20-C", "resnet56", "preact20", "preact56
 PANELS = (
     ("he2015-fig6-plain", "Plain", {f"plain{depth}": f"plain-{depth}" for depth in (20, 32, 44, 56)}),
     ("he2015-fig6-residual", "Residual", {f"resnet{depth}": f"ResNet-{depth}" for depth in (20, 32, 44, 56)}),
-    ("he2015-fig6-deep", "110 and 1202 layers", {name: name for name in ("plain110", "resnet110", "resnet1202")}),
+    (
+        "he2015-fig6-deep",
+        "110 and 1202 layers",
+        {"plain110": "plain-110", "resnet110": "ResNet-110", "resnet1202": "ResNet-1202"},
+    ),
 )
 RESPONSES = {name: name for name in ("plain20", "plain56", "resnet20", "resnet56", "resnet110")}
 BLOCKS: tuple[tuple[str, str, int, dict[str, object]], ...] = (("basic", "resnet34", 1, {}), ("bottleneck", "resnet50", 1, {}))
@@ -90,7 +94,7 @@ BLOCKS: tuple[tuple[str, str, int, dict[str, object]], ...] = (("basic", "resnet
 ITEMS = (
     Item(
         "fig1", "Figure 1: training and test error of plain nets of 20 and 56 layers", ("plain20", "plain56"),
-        draw=figures.curves_of(("he2015-fig1", "Plain nets", {"plain20": "plain-20", "plain56": "plain-56"})),
+        draw=figures.by_split("he2015-fig1", {"plain20": "plain-20", "plain56": "plain-56"}),
         claims=("degradation_train_cifar", "degradation_test_cifar", "constructed_no_worse"),
     ),
     Item("fig2", "Figure 2: a residual unit", draw=figures.units_drawn("Drawn from the module.", BLOCKS[0])),
@@ -111,7 +115,7 @@ ITEMS = (
     Item("fig5", "Figure 5: the basic unit and the bottleneck", draw=figures.units_drawn("Drawn from the modules.", *BLOCKS)),
     Item(
         "fig6", "Figure 6: training on CIFAR-10", tuple(arm for _, _, arms in PANELS for arm in arms),
-        draw=figures.curves_of(*PANELS),
+        draw=figures.curves_of(*PANELS, train="faint"),
         claims=(
             "plain110_fails", "resnet_gains_with_depth_cifar", "resnet_beats_plain_same_params", "r1202_overfits", "warmup_110",
             "plain_convergence_slows",

@@ -144,9 +144,8 @@ ITEMS = (
         "fig1",
         "Figure 1: 1001 layers with the original and the proposed unit",
         ("resnet1001", "preact_resnet1001"),
-        draw=figures.curves_of(
-            ("he2016-fig1", "Training and test loss", {"resnet1001": "original", "preact_resnet1001": "proposed"}),
-            measure="loss",
+        draw=figures.loss_and_error(
+            ("he2016-fig1", "Training loss and test error", {"resnet1001": "original", "preact_resnet1001": "proposed"}),
         ),
         claims=("original_1001_degrades",),
     ),
@@ -172,7 +171,7 @@ ITEMS = (
         "fig3",
         "Figure 3: training with other shortcuts, 110 layers",
         tuple(FIG3),
-        draw=figures.curves_of(("he2016-fig3", "Training and test loss", FIG3), measure="loss"),
+        draw=figures.loss_and_error(("he2016-fig3", "Training loss and test error", FIG3)),
         claims=("optimisation_not_capacity", "identity_shortcut_best"),
         note=SMALL,
     ),
@@ -189,11 +188,10 @@ ITEMS = (
         "fig6",
         "Figure 6: normalisation after the addition; pre-activation",
         ("original-110", "bn-after-addition-110", "full-preactivation-110", "original-164", "full-preactivation-164"),
-        draw=figures.curves_of(
+        draw=figures.loss_and_error(
             ("he2016-fig6-left", "Normalisation after addition", {n: n for n in ("original-110", "bn-after-addition-110")}),
             ("he2016-fig6-right", "Pre-activation", {n: n for n in ("original-164", "full-preactivation-164")}),
             ("he2016-fig6-small", "Pre-activation, 110", {n: n for n in ("original-110", "full-preactivation-110")}),
-            measure="loss",
         ),
         claims=("bn_after_addition_worse", "preact_regularises", "branch_input_normalised"),
         note="Below budget full 20 layers stand for 110.",
