@@ -23,6 +23,7 @@ from residua.evidence import Outcome
 from residua.matrix import Sources, Task, read_record
 from residua.planning import Planned
 from residua.record import Listener, Silent
+from residua.reproduction_facts import completed
 from residua.running import Settings, carry_out
 from residua.scoring import chosen_device
 from residua.selection import Shelf, select, shelf
@@ -112,7 +113,7 @@ def reproduce(
         keeping.keep(plan.all(), Path(keep))
         keeping.keep_exact({name: outcomes[name] for name in _exact(plan)}, Path(keep))
     document = _document(plan, known, outcomes, failed, folder, seeds) | {"seconds": round(time.perf_counter() - start, 1)}
-    return _written(document, folder)
+    return _written(completed(document, papers), folder)
 
 
 def _executed(plan: Planned, tasks: Sequence[Task], settings: Settings, watcher: Watcher, end: float | None) -> dict[str, str]:
