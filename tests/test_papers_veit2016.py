@@ -47,6 +47,17 @@ def test_growth_and_reordering_are_read_from_draws() -> None:
         assert claim_of("veit2016/reorder_smooth").decide(evidence).verdict == expected
 
 
+def test_a_correlation_with_a_constant_is_undefined_and_decides_nothing() -> None:
+    swaps = [{"pairs": p, "tau": 1 - 0.02 * p, "error": 87.5} for p in range(1, 11)]
+    outcome = claim_of("veit2016/reorder_smooth").decide(
+        Evidence([made("preact56", 0, lesion([10.0] * 9, swaps=swaps))], "small")
+    )
+    assert outcome.verdict == "under-powered"
+    assert "undefined" in outcome.why
+    assert "nan" not in outcome.why
+    assert outcome.numbers == {"seeds": [{"rho": None, "p": None}]}
+
+
 @pytest.mark.parametrize(
     ("norm", "expected"),
     [

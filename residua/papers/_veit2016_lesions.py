@@ -166,12 +166,12 @@ def reordering(arm: str) -> Measured:
         results = [result for result in _lesions(evidence, arm) if len(result["swaps"]) >= 8]
         if not results:
             return _none(arm)
-        found = [stats.spearmanr([row["tau"] for row in r["swaps"]], [row["error"] for row in r["swaps"]]) for r in results]
-        rows = [{"rho": float(one.statistic), "p": float(one.pvalue)} for one in found]
-        listed = [f"{row['rho']:+.2f}" for row in rows]
+        found = [_rank_correlation([row["tau"] for row in r["swaps"]], [row["error"] for row in r["swaps"]]) for r in results]
+        listed = ["undefined (all orders have one error)" if one is None else f"{one[0]:+.2f}" for one in found]
         why = f"{arm}: rank correlation of error with Kendall's tau {', '.join(listed)}."
-        shown = [row["rho"] <= -0.6 and row["p"] < 0.05 for row in rows]
-        return Outcome(decided(shown, [row["rho"] > 0 for row in rows]), why, {"seeds": rows})
+        shown = [one is not None and one[0] <= -0.6 and one[1] < 0.05 for one in found]
+        rows = [dict(zip(("rho", "p"), one or (None, None))) for one in found]
+        return Outcome(decided(shown, [one is not None and one[0] > 0 for one in found]), why, {"seeds": rows})
 
     return Measured(
         f"In {arm}, units swapped in pairs within their stages: shown if Spearman's correlation of the test error with "
@@ -179,6 +179,14 @@ def reordering(arm: str) -> Measured:
         "under-powered.",
         decide,
     )
+
+
+def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> tuple[float, float] | None:
+    """Spearman's correlation and its p-value; None where a side is constant, which leaves it undefined."""
+    if min(len(set(one)), len(set(other))) < 2:
+        return None
+    found = stats.spearmanr(one, other)
+    return float(found.statistic), float(found.pvalue)
 
 
 def stochastic_depth(plain: str, sampled: str) -> Measured:
