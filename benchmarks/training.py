@@ -21,26 +21,38 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import form
 
-# name: (our name, batch, side, peer)
-CASES: dict[str, tuple[str, int, int, str]] = {
-    "resnet20": ("resnet20", 128, 32, "usual"),
-    "resnet56": ("resnet56", 128, 32, "usual"),
-    "resnet18": ("resnet18", 32, 224, "timm:resnet18"),
-    "resnet50": ("resnet50", 32, 224, "torchvision:resnet50"),
-    "wrn_16_8": ("wrn_16_8", 64, 32, "usual"),
-    "preact_resnet164": ("preact_resnet164", 64, 32, "usual"),
-    "densenet_40_12": ("densenet_40_12", 64, 32, "usual"),
+
+class Case(NamedTuple):
+    """Our network and the peer's, images an update and at once, pixels a side."""
+
+    model: str
+    batch: int
+    side: int
+    peer: str
+    at_once: int
+
+
+CASES = {
+    "resnet20": Case("resnet20", 128, 32, "usual", 128),
+    "resnet56": Case("resnet56", 128, 32, "usual", 128),
+    "resnet18": Case("resnet18", 32, 224, "timm:resnet18", 32),
+    "resnet50": Case("resnet50", 32, 224, "torchvision:resnet50", 32),
+    "resnet18_batch128": Case("resnet18", 128, 224, "timm:resnet18", 32),  # the batch of `fast`
+    "resnet50_batch128": Case("resnet50", 128, 224, "torchvision:resnet50", 32),
+    "wrn_16_8": Case("wrn_16_8", 64, 32, "usual", 64),
+    "preact_resnet164": Case("preact_resnet164", 64, 32, "usual", 64),
+    "densenet_40_12": Case("densenet_40_12", 64, 32, "usual", 64),
 }
 WAYS = ("default", "best eager", "best compiled", "ours", "ours, SGD")
 
 
 def peer(name: str) -> Any:
     """The peer's network."""
-    library, _, model = CASES[name][3].partition(":")
+    library, _, model = CASES[name].peer.partition(":")
     if library == "timm":
         import timm
 
@@ -51,7 +63,7 @@ def peer(name: str) -> Any:
         return torchvision.models.get_model(model, num_classes=10)
     from usual_networks import usual
 
-    return usual(name)
+    return usual(CASES[name].model)
 
 
 def turn(name: str, way: str, seconds: float) -> dict[str, Any]:
@@ -67,7 +79,7 @@ def turn(name: str, way: str, seconds: float) -> dict[str, Any]:
     import resource
 
     return {
-        "images_per_second": CASES[name][1] / statistics.median(times),
+        "images_per_second": CASES[name].batch / statistics.median(times),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "detail": described,
     }
@@ -77,7 +89,7 @@ def peers(name: str, way: str) -> tuple[Callable[[], None], str]:
     import torch
     from torch.nn import functional as F
 
-    _, batch, side, _ = CASES[name]
+    _, batch, side, peers_name, at_once = CASES[name]
     torch.manual_seed(0)
     best = way.startswith("best")
     network = peer(name)
@@ -90,12 +102,13 @@ def peers(name: str, way: str) -> tuple[Callable[[], None], str]:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best):
-            logits = forward(images)
-        F.cross_entropy(logits.float(), labels).backward()
+        for some, own in zip(images.split(at_once), labels.split(at_once)):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best):
+                logits = forward(some)
+            (F.cross_entropy(logits.float(), own) * len(some) / batch).backward()
         optimizer.step()
 
-    return step, CASES[name][3]
+    return step, peers_name
 
 
 def ours(name: str, way: str) -> tuple[Callable[[], None], str]:
@@ -109,7 +122,7 @@ def ours(name: str, way: str) -> tuple[Callable[[], None], str]:
     from residua.recipes import get_recipe
     from residua.step import Step
 
-    model, batch, side, _ = CASES[name]
+    model, batch, side, _, at_once = CASES[name]
     device = torch.device("cpu")
     images = torch.randint(0, 256, (4 * batch, 3, side, side), dtype=torch.uint8)
     samples = ArraySamples(images, torch.arange(len(images)) % 10, [str(place) for place in range(len(images))])
@@ -118,6 +131,8 @@ def ours(name: str, way: str) -> tuple[Callable[[], None], str]:
         facts=Facts(channels=3, size=(side, side), flip=True, pad=side // 8),
     )  # fmt: skip
     changes: dict[str, Any] = {"data.source": "random", "model.name": model, "batch_size": batch, "epochs": 1000}
+    if at_once < batch:
+        changes["micro_batch"] = at_once
     if way == "ours, SGD":
         changes |= {"optim.name": "sgd", "optim.lr": 0.1, "optim.weight_decay": 5e-4, "average.decay": 0}
     recipe: Recipe = resolve.resolve(replaced(get_recipe("fast", model), changes), dataset)[0]
@@ -152,8 +167,8 @@ def multiply_adds(name: str) -> int:
     from residua.cost import multiply_adds as count
     from residua.models import create_model
 
-    model, _, side, _ = CASES[name]
-    return count(create_model(model, num_classes=10), (3, side, side))
+    case = CASES[name]
+    return count(create_model(case.model, num_classes=10), (3, case.side, case.side))
 
 
 def main() -> None:

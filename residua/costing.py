@@ -108,12 +108,7 @@ def counts(recipe: Recipe) -> Counts:
 
 def _counted(name: str, options: dict[str, Any], channels: int, side: int, classes: int) -> Counts:
     options = {**implied_options(name, channels, side, classes), **options}
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):
-                network = models.create_model(name, **options)
-        except (NotImplementedError, RuntimeError):  # an initialiser that looks at values
-            network = models.create_model(name, **options)
+    network = models.outlined(name, **options)
     rows = layer_table(network, (channels, side, side))
     values = sum(math.prod(row.output_shape) for row in rows)
     return Counts(sum(row.multiply_adds for row in rows), values, len(rows))

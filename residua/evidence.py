@@ -38,7 +38,8 @@ class Record:
     Measures of a training: "test_error", "test_loss", "top5_error" (of the final weights), "best_test_error" (the lowest that was
     seen), "train_error", "train_loss" (means over the last epoch, of the augmented images and the weights as they were),
     "seconds_per_image", "training_seconds", "parameters", "multiply_adds"; curves "train_error", "train_loss", "test_error",
-    "test_loss". `broken_off` says why a training ended early: its loss was not finite; its errors then are those of chance.
+    "test_loss". `broken_off` says why a training ended early: its loss was not finite; its errors then are those of
+    chance, its losses those of equal probabilities.
     """
 
     arm: str

@@ -130,7 +130,7 @@ def _recipe(text: str) -> Recipe:
 def fits(wanted: Recipe, resolved: Recipe) -> bool:
     """Whether a resolved recipe is one that `wanted` leads to: equal but for the fields that it leaves to the data."""
     for name, (asked, _) in recipes.differences(wanted, resolved).items():
-        left_open = asked is None or (name == "augment.crop" and asked == "auto") or (name == "model.name" and asked == "auto")
+        left_open = asked is None or (name in ("augment.crop", "model.name") and asked == "auto")
         if not left_open and not name.startswith("checkpoints.") and name != "name":
             return False
     return True

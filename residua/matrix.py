@@ -122,8 +122,12 @@ def addressed(*parts: Any) -> str:
 
 
 def address_of(recipe: Recipe, fingerprint: str) -> str:
-    """The address of a run: of its resolved recipe without what bears on nothing, its data, and the format of run directories."""
-    values = {name: value for name, value in recipes.to_dict(recipe).items() if name not in IGNORED}
+    """The address of a run: of its resolved recipe without what bears on nothing, its data, and the format of run directories.
+
+    A field counts where it differs from its default, so that a new field of recipes leaves the addresses of old runs as they are.
+    """
+    fields = recipes.differences(Recipe(), recipe)
+    values = {name: value for name, (_, value) in fields.items() if name.partition(".")[0] not in IGNORED}
     return addressed(values, fingerprint, runs.FORMAT)
 
 

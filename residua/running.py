@@ -94,8 +94,9 @@ def _shown(run: Run, broken: str, settings: Settings) -> tuple[dict[str, float],
     total, images = run.manifest["total_steps"], run.recipe.batch_size
     values: dict[str, float] = {"parameters": run.manifest["parameters"], "multiply_adds": run.manifest["multiply_adds"]}
     if broken:
-        chance = 100 * (1 - 1 / len(run.classes))
+        chance, uniform = 100 * (1 - 1 / len(run.classes)), math.log(len(run.classes))
         values |= {"test_error": chance, "train_error": chance, "best_test_error": chance}
+        values |= {"train_loss": uniform, "test_loss": uniform}
     else:
         last = [line["values"] for line in lines if line["step"] > total - run.manifest["steps_per_epoch"]]
         seconds = run.metrics("end")[-1]["values"]["training_seconds"]

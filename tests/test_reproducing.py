@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,11 +19,12 @@ from reproductions import arm, make_shelf
 from residua import budgets, costing, keeping, planning
 from residua.costing import Rates
 from residua.errors import RequestError
-from residua.matrix import Sources, execute
+from residua.matrix import Sources, Task, address_of, execute, read_record
 from residua.papers import published
-from residua.recipe import replaced
+from residua.recipe import Recipe, replaced, to_dict
 from residua.reproducing import Unwatched, reproduce
 from residua.results_page import best_known
+from residua.running import Settings, carry_out
 from residua.selection import select, shelf, statement
 from residua.verifying import verify
 
@@ -78,6 +80,41 @@ def test_every_sort_of_claim_gets_its_verdict_and_its_evidence(finished: Path) -
     assert "it is long" in claims["long"]["why"]
     assert len(claims["lower"]["evidence"]["runs"]) == 4
     assert claims["arithmetic"]["budget"] == "exact"
+
+
+def test_a_training_whose_loss_is_not_finite_counts_with_the_errors_and_losses_of_chance(tmp_path: Path) -> None:
+    usual = arm("wild")
+    wild = replace(usual, recipe=replaced(usual.recipe, {"optim.lr": 1e30}))
+    recipe, fingerprint, num_test = Sources().resolved(budgets.recipe_at(wild, "small", 0))
+    task = Task(wild, 0, "small", address_of(recipe, fingerprint), tmp_path, recipe, num_test=num_test)
+    carry_out(task, Settings({}, None, None, None, Unwatched()))
+    record = read_record(task)
+    assert record is not None
+    assert record.broken_off.startswith("Training broke off: the loss was ")
+    assert record.values["train_error"] == record.values["test_error"] == record.values["best_test_error"] == 90.0
+    assert record.values["train_loss"] == record.values["test_loss"] == pytest.approx(math.log(10))
+
+
+def test_an_address_changes_with_every_field_that_bears_on_the_result_and_with_the_data() -> None:
+    recipe = SHELF.arms["residual"].recipe  # type: ignore[union-attr]
+    changes = ({"seed": 1}, {"optim.lr": 0.1 + 1e-9}, {"model.options.depth": 14}, {"augment.flip": True}, {"batch_size": 33})
+    addresses = {address_of(replaced(recipe, change), data) for change in ({}, *changes) for data in ("a", "b")}
+    assert len(addresses) == 2 * (1 + len(changes))
+    assert address_of(replaced(recipe, {"name": "other"}), "a") == address_of(recipe, "a")
+
+
+def test_the_defaults_that_addresses_rest_on_stand() -> None:
+    """Only what differs from these is hashed. A new field may be added; a default that changes needs a new `runs.FORMAT`."""
+    now = json.loads(json.dumps(to_dict(Recipe())))
+    for name, value in json.loads((Path(__file__).parent / "recipe_defaults.json").read_text()).items():
+        assert flat(now)[name] == value, name
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def test_items_hold_printed_beside_measured_numbers_with_their_spread(finished: Path) -> None:

@@ -6,6 +6,8 @@ import fnmatch
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from residua import variations
 from residua.catalog import Catalog
 from residua.errors import RequestError
@@ -41,6 +43,17 @@ def create_model(name: str, **options: Any) -> Network:
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"{name} cannot be built with {options}: {error}.") from error
+
+
+def outlined(name: str, **options: Any) -> Network:
+    """The network with shapes but without values, on the meta device, where its initialisers do not look at values; built for
+    counting, and without a trace in torch's generator."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return create_model(name, **options)
+        except (NotImplementedError, RuntimeError):
+            return create_model(name, **options)
 
 
 def check_options(name: str, entry: Callable[..., Network], options: dict[str, Any]) -> None:
