@@ -23,6 +23,8 @@ __all__ = [
     "set_learning_rate",
 ]
 
+WIDE, HALVED = 256, 512  # rows from which on a matrix is worth a product by itself, and a symmetric product halves
+
 
 def learning_rate_factor(schedule: Schedule, progress: float) -> float:
     """The factor of the learning rate after the share `progress` in [0, 1] of all steps."""
@@ -125,19 +127,28 @@ class Muon(Optimizer):
         torch._foreach_add_(parameters, gradients, alpha=-group["lr"])
 
     def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """The update of convolutions of one shape, whose matrices are multiplied in one batch: there are many small ones."""
+        """The update of convolutions of one shape."""
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         gradients = gradients_of(parameters)
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         mixed = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        directions = orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed]))
         first = parameters[0]
         if group["keep_norm"]:
-            self._turn(parameters, directions, group["lr"])
+            self._turn(parameters, orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed])), group["lr"])
             return
+        kept = 1 - group["lr"] * group["weight_decay"]
         scale = group["lr"] * group["ratio"] * max(first.shape[0], first[0].numel()) ** 0.5
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, [direction.view(first.shape) for direction in directions], alpha=-scale)
+        if min(first.shape[0], first[0].numel()) < WIDE:  # many small ones: their matrices are multiplied in one batch
+            directions = orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed]))
+            torch._foreach_mul_(parameters, kept)
+            torch._foreach_add_(parameters, [direction.view(first.shape) for direction in directions], alpha=-scale)
+            return
+        for parameter, whole in zip(parameters, mixed):
+            weight, update = as_matrices(parameter, whole)
+            if update.shape[0] > update.shape[1]:
+                weight.addmm_(update, orthogonalizing(update.mT[None])[0], beta=kept, alpha=-scale)
+            else:
+                weight.addmm_(orthogonalizing(update[None])[0], update, beta=kept, alpha=-scale)
 
     def _turn(self, parameters: list[Tensor], directions: Tensor, lr: float) -> None:
         """Brings each weight to its norm, then adds an update that is the share `lr` of this norm."""
@@ -153,27 +164,56 @@ def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest orthogonal matrices, roughly (singular values in about [0.7, 1.2]): the quintic Newton-Schulz iteration with
-    Jordan's coefficients, X <- (a + b XX' + c (XX')^2) X. [B, rows, columns] -> the same.
+def as_matrices(weight: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [out, in, ...] as the matrix [out, in * ...] that shares its memory, and another tensor of its shape in the same
+    order of columns: the order in which they lie, which does not matter to what is made orthogonal."""
+    if weight.is_contiguous():
+        return weight.view(weight.shape[0], -1), other.contiguous().view(weight.shape[0], -1)
+    last = (0, *range(2, weight.ndim), 1)
+    return weight.permute(last).view(weight.shape[0], -1), other.permute(last).reshape(weight.shape[0], -1)
 
-    Every X is a polynomial of the first Gram matrix times the first X, so the iteration runs on the small square matrices alone,
-    and the wide ones are multiplied twice in all: for the kernels of convolutions that is less than half of the work.
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """The nearest orthogonal matrices, roughly (singular values in about [0.7, 1.2]). [B, rows, columns] -> the same."""
+    if matrices.shape[1] > matrices.shape[2]:
+        return matrices @ orthogonalizing(matrices.mT)
+    return orthogonalizing(matrices) @ matrices
+
+
+def orthogonalizing(wide: Tensor, steps: int = 5) -> Tensor:
+    """The symmetric matrices that make those of `wide` roughly orthogonal from the left. [B, rows, columns] -> [B, rows, rows].
+
+    The quintic Newton-Schulz iteration with Jordan's coefficients, X <- (a + b XX' + c (XX')^2) X from X / |X|. Every X is a
+    polynomial of the first Gram matrix times the first X, so the iteration runs on the small square matrices alone, and the wide
+    ones are multiplied twice in all: for the kernels of convolutions that is less than half of the work. All these
+    polynomials are symmetric and commute, so only one triangle of their products is computed.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
-    gram = x @ x.mT
+    gram = symmetric_product(wide, wide.mT)
+    scale = 1 / (gram.diagonal(dim1=1, dim2=2).sum(1).sqrt() + 1e-7)[:, None, None]
+    gram = gram * scale.square()
     product = gram
     for step in range(steps):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor = symmetric_product(gram, gram).mul_(c).add_(gram, alpha=b)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor @ product if step else factor
+        product = symmetric_product(factor, product) if step else factor
         if step < steps - 1:
-            gram = factor @ gram @ factor
-    x = product @ x
-    return x.mT if tall else x
+            gram = symmetric_product(symmetric_product(factor, gram), factor)
+    return product * scale
+
+
+def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right where that is symmetric: the blocks below the diagonal are those above. [B, n, k], [B, k, n] -> [B, n, n]."""
+    size = left.shape[1]
+    if size < HALVED:
+        return left @ right
+    half = size // 2
+    product = left.new_empty(left.shape[0], size, size)
+    product[:, :half, :half] = symmetric_product(left[:, :half], right[:, :, :half])
+    product[:, half:, half:] = symmetric_product(left[:, half:], right[:, :, half:])
+    product[:, :half, half:] = left[:, :half] @ right[:, :, half:]
+    product[:, half:, :half] = product[:, :half, half:].mT
+    return product
 
 
 class Averaged:

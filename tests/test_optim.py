@@ -181,6 +181,36 @@ def test_orthogonalized_matrices_have_singular_values_near_one_and_the_same_dire
     assert float(core.diagonal().min()) > 0
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(256, 300), (300, 259), (513, 600), (700, 515)])
+def test_symmetric_halves_give_the_iteration_as_it_is_written(rows: int, columns: int) -> None:
+    both = torch.randn((2, rows, columns), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = []
+    for matrix in both:
+        x = matrix / (torch.linalg.matrix_norm(matrix) + 1e-7)
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+        expected.append(x)
+    torch.testing.assert_close(orthogonalized(both), torch.stack(expected), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(256, 64, 3, 3), (300, 260, 1, 1), (520, 256, 1, 1), (256, 60, 5, 1)])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_wide_weights_are_updated_in_place_in_either_order_of_memory(shape: tuple[int, ...], order: torch.memory_format) -> None:
+    weight = nn.Parameter(torch.randn(shape, dtype=torch.float64).contiguous(memory_format=order))
+    start = weight.detach().clone()
+    optimizer = Muon([{"params": [weight], "lr": 0.1, "base_lr": 0.1, "weight_decay": 0.5}], momentum=0.9)
+    weight.grad = torch.randn(shape, dtype=torch.float64)
+    direction = orthogonalized((0.1 * weight.grad + 0.9 * 0.1 * weight.grad).flatten(1)[None])[0].view(shape)
+    optimizer.step()
+    size = 0.1 * 0.2 * max(shape[0], math.prod(shape[1:])) ** 0.5
+    torch.testing.assert_close(weight.detach(), start * 0.95 - size * direction)
+
+
+def test_a_direction_of_nothing_is_nothing() -> None:
+    assert not orthogonalized(torch.zeros(1, 300, 400)).any()
+
+
 def test_muon_turns_the_momentum_of_a_convolution_into_an_orthogonal_step_of_the_stated_size() -> None:
     weight = nn.Parameter(torch.randn(8, 3, 3, 3))
     start = weight.detach().clone()
