@@ -37,6 +37,8 @@ def unknown(kind: str, name: str, names: Iterable[str], advice: str = "") -> Req
     close = nearest(name, names)
     if close:
         hint = f"Did you mean {' or '.join(repr(match) for match in close)}?"
+    elif not names:
+        hint = "There is none at all."
     elif len(names) <= 12:
         hint = f"Valid: {', '.join(names)}."
     else:

@@ -83,3 +83,7 @@ def test_the_nearest_names_come_best_first_and_without_regard_to_case() -> None:
 def test_of_a_few_names_all_are_listed_when_none_is_near() -> None:
     assert str(unknown("fruit", "zzz", ["apple", "pear"], "Ask.")) == ("There is no fruit called 'zzz'. Valid: apple, pear. Ask.")
     assert str(unknown("fruit", "zzz", [f"fruit{n}" for n in range(13)])) == "There is no fruit called 'zzz'."
+
+
+def test_where_nothing_has_a_name_the_message_says_so() -> None:
+    assert str(unknown("kept run", "a", [], "See there.")) == "There is no kept run called 'a'. There is none at all. See there."
