@@ -40,7 +40,7 @@ PER_FAMILY = 5  # of timm's variants of one module, the smallest by name
 
 
 def networks() -> list[str]:
-    """Every classification model of torchvision, and of each module of timm the first names that differ in their architecture."""
+    """Every classification model of torchvision, and of each module of timm up to seven names, spread over its list."""
     import timm
     import torchvision
 

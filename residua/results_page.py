@@ -28,12 +28,12 @@ whose number stands in brackets.
 
 *shown* and *refuted* are decided by the rule that was written down before any run; *under-powered* means that these runs cannot
 decide; *not attempted* says why. At the budget *small*, trainings are shortened to some epochs: a verdict there is about the
-direction of an effect at that length, not about the paper's numbers.
+direction of an effect at that length, not about the paper's numbers. A training that broke off because its loss was not
+finite counts with the errors of chance and the loss of equal probabilities.
 """
 
-PLANNED = """Every training that the budget *small* asks for, written down before any of them ran. Arms in one row share
-their runs. By the forecast of `residua reproduce --budget small` all of it takes 11.9 hours on two cores of an AMD
-EPYC without matrix units.
+PLANNED = """Every training that the budget *small* asks for, as the papers' files state it. Arms in one row share their runs.
+`residua reproduce --budget small` says how long they take on your machine.
 """
 
 
@@ -83,7 +83,7 @@ def document(folder: Path, papers: Shelf | None = None) -> str:
 
 
 def _planned(papers: Shelf) -> str:
-    """The arms that are trained at small, those with one recipe in one row; written down before they run."""
+    """The arms that are trained at small, those with one recipe in one row."""
     groups: dict[str, list[Arm]] = {}
     for name in select([], papers).needs(papers):
         arm = papers.arm(name)

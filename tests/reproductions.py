@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from residua import budgets, costing
 from residua.analysis import Budget, Drawing, Subject
 from residua.claims import (
     AllOf,
@@ -27,6 +30,12 @@ from residua.recipe import Augment, Data, Model, Optim, Recipe
 from residua.selection import Shelf
 
 KEY = "he2015"  # whose printed numbers stand beside
+
+
+def on_a_usual_machine(patch: pytest.MonkeyPatch) -> None:
+    """Rates and allowances as of a usual machine, so that none are measured."""
+    patch.setattr(costing, "rates", lambda: costing.Rates(3e-11, 1.5e-9, 1e-4))
+    patch.setattr(budgets, "ALLOWANCE", {"smoke": 0.5, "small": 0.5, "full": 0.5})
 
 
 def arm(name: str, steps: int = 24, **fields: Any) -> Arm:

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reproductions import arm, make_shelf
+from reproductions import arm, make_shelf, on_a_usual_machine
 
 from residua import budgets, costing, keeping, planning
-from residua.costing import Rates
 from residua.errors import RequestError
 from residua.matrix import Sources, Task, address_of, execute, read_record
 from residua.papers import published
-from residua.recipe import Recipe, replaced, to_dict
+from residua.recipe import Recipe, differences, from_dict, replaced
 from residua.reproducing import Unwatched, reproduce
 from residua.results_page import best_known
 from residua.running import Settings, carry_out
@@ -34,8 +33,7 @@ SHELF = make_shelf()
 @pytest.fixture(autouse=True)
 def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates as of a usual machine, so that none are measured."""
-    monkeypatch.setattr(costing, "rates", lambda: Rates(3e-11, 1.5e-9, 1e-4))
-    monkeypatch.setattr(budgets, "ALLOWANCE", {"smoke": 0.5, "small": 0.5, "full": 0.5})
+    on_a_usual_machine(monkeypatch)
 
 
 class Told(Unwatched):
@@ -58,8 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reproduction of everything at small."""
     out = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costing, "rates", lambda: Rates(3e-11, 1.5e-9, 1e-4))
-        patch.setattr(budgets, "ALLOWANCE", {"smoke": 0.5, "small": 0.5, "full": 0.5})
+        on_a_usual_machine(patch)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         result = reproduce(budget="small", out=out, papers=SHELF, keep=out / "kept")
     (out / "first.json").write_text((out / "reproduction.json").read_text())
@@ -105,16 +102,8 @@ def test_an_address_changes_with_every_field_that_bears_on_the_result_and_with_t
 
 def test_the_defaults_that_addresses_rest_on_stand() -> None:
     """Only what differs from these is hashed. A new field may be added; a default that changes needs a new `runs.FORMAT`."""
-    now = json.loads(json.dumps(to_dict(Recipe())))
-    for name, value in json.loads((Path(__file__).parent / "recipe_defaults.json").read_text()).items():
-        assert flat(now)[name] == value, name
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+    then = json.loads((Path(__file__).parent / "recipe_defaults.json").read_text(encoding="utf-8"))
+    assert differences(from_dict(then), Recipe()) == {}
 
 
 def test_items_hold_printed_beside_measured_numbers_with_their_spread(finished: Path) -> None:
@@ -235,7 +224,7 @@ from residua import budgets, costing
 from residua.costing import Rates
 costing.rates = lambda: Rates(3e-11, 1.5e-9, 1e-4)
 budgets.ALLOWANCE.update(small=0.5)
-from reproductions import make_shelf
+from reproductions import make_shelf, on_a_usual_machine
 from residua.reproducing import Unwatched, reproduce
 class Told(Unwatched):
     def task(self, name, done, total, left): print(name, flush=True)

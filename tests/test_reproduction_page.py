@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reproductions import make_shelf
+from reproductions import make_shelf, on_a_usual_machine
 
-from residua import budgets, costing, reproduction_page
+from residua import costing, reproduction_page
 from residua.costing import Rates
 from residua.evidence import VERDICTS
 from residua.report import packaged
@@ -63,8 +63,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A reproduction with every sort of claim, from runs."""
     out = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costing, "rates", lambda: Rates(3e-11, 1.5e-9, 1e-4))
-        patch.setattr(budgets, "ALLOWANCE", {"smoke": 0.5, "small": 0.5, "full": 0.5})
+        on_a_usual_machine(patch)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         result = reproduce(budget="small", out=out, papers=SHELF)
     assert not result.failed

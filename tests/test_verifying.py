@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reproductions import make_shelf
+from reproductions import make_shelf, on_a_usual_machine
 
-from residua import budgets, costing
-from residua.costing import Rates
 from residua.errors import RequestError
 from residua.reproducing import reproduce
 from residua.verifying import FIRST, TOLERANCE, Verification, verify
@@ -23,8 +21,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of two kept runs and of what was computed from them."""
     out = tmp_path_factory.mktemp("kept")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(costing, "rates", lambda: Rates(3e-11, 1.5e-9, 1e-4))
-        patch.setattr(budgets, "ALLOWANCE", {"smoke": 0.5, "small": 0.5, "full": 0.5})
+        on_a_usual_machine(patch)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         assert not reproduce("he2015/works", budget="small", seeds=1, out=out, papers=SHELF, keep=out / "kept").failed
     return out / "kept"

@@ -22,8 +22,8 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
     - shifts by 2 pixels with reflected borders; mirror images in turns rather than by a coin;
     - labels smoothed by 0.2.
 
-    Expected (seed 0): 8.24 % error, 7.26 % by six views, in some 10 minutes on two cores of an AMD EPYC; after 2 epochs
-    (`--epochs 2`) 14.45 and 13.02 %.
+    Expected (seed 0): 8.24 % error, 7.26 % by six views; after 2 epochs (`--epochs 2`) 14.45 and 13.02 %. From the time of one
+    epoch, the whole should take some 10 minutes on two cores of an AMD EPYC.
 
     `residua evaluate RUN --protocol six-view` averages over mirror images and shifts by one pixel, as the published records do.
 
