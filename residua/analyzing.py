@@ -108,7 +108,7 @@ def analyze(
     with torch.random.fork_rng(devices=[]):
         subjects = _named([_subject(one, batches, classes, data, data_dir, split, device) for one in several])
         facts = tuple(map(_facts, subjects))
-        folder = Path(out) if out is not None else subjects[0].run.path if subjects[0].run else None
+        folder = Path(out) if out is not None else subjects[0].run.outputs if subjects[0].run else None
         work = _planned(chosen, subjects, 60 * minutes - (time.perf_counter() - start), watcher)
         entries: dict[str, dict[str, Any]] = {}
         try:

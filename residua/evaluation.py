@@ -111,7 +111,7 @@ def evaluate(
         return result
     if protocol == "center" and data is None and split is None:
         _write_worst(opened[0], splits[_channels(opened[0])].samples, result)
-    return scorecard.save(result, opened[0].path / "evaluations")
+    return scorecard.save(result, opened[0].outputs / "evaluations")
 
 
 # ------------------------------------------------------------------------------------------------------------ the request
@@ -291,7 +291,7 @@ def _write_worst(run: Run, samples: Samples, result: Evaluation) -> None:
     if result.worst:
         view = evaluation_view(run.recipe)
         images = torch.stack([samples.seen(item.place, view).cpu() for item in result.worst])
-        write_sheet(run.path / "samples" / "worst.png", images, result.to_dict()["worst"])
+        write_sheet(run.outputs / "samples" / "worst.png", images, result.to_dict()["worst"])
 
 
 def _note(opened: list[Run], split: _Split, request: _Request, missing: tuple[str, ...]) -> str:

@@ -155,7 +155,8 @@ class Muon(Optimizer):
         norms = torch.stack([self.state[parameter]["norm"] for parameter in parameters])
         now = torch.stack(torch._foreach_norm(parameters))
         torch._foreach_mul_(parameters, list((norms / now).unbind()))
-        updates = directions * (-lr * norms / torch.linalg.vector_norm(directions, dim=(1, 2)))[:, None, None]
+        lengths = torch.linalg.vector_norm(directions, dim=(1, 2)).clamp(min=1e-7)  # a gradient of zero turns nothing
+        updates = directions * (-lr * norms / lengths)[:, None, None]
         torch._foreach_add_(parameters, [update.view(parameters[0].shape) for update in updates])
 
 

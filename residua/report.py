@@ -33,8 +33,9 @@ def write_report(run: Run | Path | str) -> Path:
     run directory, `RunError` if the file cannot be written.
     """
     opened = run if isinstance(run, Run) else open_run(run)
-    path = opened.path / "report.html"
+    path = opened.outputs / "report.html"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, _page(read_inputs(opened)))
     except OSError as error:
         raise RunError(f"The report {path} cannot be written: {error.strerror or error}.") from error

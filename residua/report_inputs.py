@@ -101,15 +101,16 @@ def read_inputs(run: Run) -> Inputs:
     for line in run.metrics():
         if isinstance(line, dict):
             lines.setdefault(str(line.get("split")), []).append(line)
-    evaluations, damaged = _evaluations(run.path / "evaluations")
-    samples = run.path / "samples"
+    evaluations, damaged = _evaluations(*dict.fromkeys((run.path / "evaluations", run.outputs / "evaluations")))
+    samples = run.outputs / "samples"
     return Inputs(run, lines, evaluations, damaged, read_sheet(samples / "augmented.png"), read_sheet(samples / "worst.png"))
 
 
-def _evaluations(folder: Path) -> tuple[list[Values], list[str]]:
+def _evaluations(*folders: Path) -> tuple[list[Values], list[str]]:
     found: list[Values] = []
     damaged: list[str] = []
-    for path in sorted(folder.glob("*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
+    paths = [path for folder in folders for path in folder.glob("*.json")]
+    for path in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, p.name)):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,14 +29,16 @@ from torch import Tensor
 
 from residua import checkpoints
 from residua import recipe as recipes
-from residua.errors import RequestError, RunError
+from residua.errors import RequestError, RunError, nearest
 from residua.models import create_model
 from residua.network import Network
 from residua.recipe import Recipe
 
-__all__ = ["FORMAT", "Run", "load", "locked", "open_run", "write_atomically"]
+__all__ = ["FORMAT", "SHIPPED", "Run", "load", "locked", "open_run", "ship", "shipped", "write_atomically"]
 
 FORMAT = 1
+SHIPPED = Path(__file__).with_name("trained")
+"""The folder of the trained networks that come with the package: run directories, each under its name."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,11 @@ class Run:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def outputs(self) -> Path:
+        """The folder for what is found out about the run: its own, or `runs/NAME` for one that comes with the package."""
+        return Path("runs") / self.path.name if self.path.parent == SHIPPED else self.path
 
     @property
     def image_size(self) -> int:
@@ -109,10 +117,13 @@ def is_vacant(path: Path) -> bool:
 
 
 def open_run(path: Path | str) -> Run:
-    """The run in `path`; raises `RequestError` if it is none, or of a format that this version does not read."""
-    path = Path(path)
+    """The run in `path`, or the one of that name that comes with the package (`shipped`).
+
+    Raises `RequestError` if it is none, or of a format that this version does not read.
+    """
+    path = located(path)
     if not path.is_dir():
-        raise RequestError(f"There is no run directory {path}.")
+        raise RequestError(f"There is no run directory {path}.{_shipped_instead(path)}")
     if not is_run(path):
         raise RequestError(f"{path} is not a run directory: it has no manifest.json.")
     try:
@@ -129,6 +140,45 @@ def open_run(path: Path | str) -> Run:
     except Exception as error:  # a damaged file can fail in the parser of any of the four formats
         raise RequestError(f"The run {path} is damaged: {error}.") from error
     return Run(path, recipe, manifest, data, normalization)
+
+
+def shipped() -> list[str]:
+    """The names of the trained networks that come with the package; `open_run` takes them in place of a path."""
+    return sorted(path.name for path in SHIPPED.glob("*") if is_run(path))
+
+
+def located(path: Path | str) -> Path:
+    """The folder that `path` means: itself where there is one, else that of the run of this name that comes with the package."""
+    given = Path(path)
+    return SHIPPED / given if not given.exists() and str(given) in shipped() else given
+
+
+def _shipped_instead(path: Path) -> str:
+    names = shipped()
+    close = nearest(str(path), names, 1)
+    if close:
+        return f" Did you mean {close[0]}, which comes with residua?"
+    return f" With residua come: {', '.join(names)}." if names else ""
+
+
+def ship(run: Run | Path | str, target: Path) -> Run:
+    """Writes to the folder `target`, which must not exist, what a finished run needs to be used: its files but for the samples,
+    the report and all of the optimiser's state. It is a run directory that can be evaluated, not one that can be trained on.
+    """
+    run = run if isinstance(run, Run) else open_run(run)
+    if not run.finished():
+        raise RequestError(f"The run {run.path} is not finished. Continue it with the command that began it.")
+    if target.exists():
+        raise RequestError(f"{target} is there already.")
+    checkpoint, _ = checkpoints.latest(run.checkpoints)
+    assert checkpoint is not None
+    kept = {name: tensors for name, tensors in checkpoint.tensors.items() if name in ("model", "average")}
+    (target / "checkpoints").mkdir(parents=True)
+    checkpoints.write(target / "checkpoints", checkpoints.Checkpoint(checkpoint.step, kept, {}))
+    for name in ("recipe.json", "data.json", "normalization.safetensors", "metrics.jsonl", "manifest.json"):
+        shutil.copyfile(run.path / name, target / name)
+    shutil.copytree(run.path / "evaluations", target / "evaluations", dirs_exist_ok=True)
+    return open_run(target)
 
 
 def load(run: Run | Path | str, *, which: str = "final") -> Network:

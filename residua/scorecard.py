@@ -178,7 +178,7 @@ def save(result: Evaluation, folder: Path) -> Evaluation:
     path = folder / f"{_file_name(result)}.json"
     kept = replace(result, saved=str(path))
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(kept.to_dict(), ensure_ascii=False))
     except OSError as error:
         return replace(result, note=f"{result.note} Not saved: {folder} cannot be written ({error.strerror}).".strip())

@@ -82,7 +82,7 @@ def shorten(
     parent = run if isinstance(run, Run) else run_directories.open_run(run)
     if not parent.finished():
         raise RequestError(f"The run {parent.path} is not finished. Continue it with the command that began it, then shorten it.")
-    target = Path(out) if out is not None else parent.path.with_name(f"{parent.path.name}-keep{keep}")
+    target = Path(out) if out is not None else parent.outputs.with_name(f"{parent.path.name}-keep{keep}")
     network = run_directories.load(parent)
     number = _to_remove(outermost(network), keep, str(parent.path))
     where = chosen_device(device)

@@ -158,7 +158,7 @@ def _open(source: str | Path | Mapping[str, Tensor], names: Callable[[], list[st
         if not tensors:
             raise RequestError("The given state dict holds no tensors.")
         return Source("the given state dict", tensors)
-    path = Path(source)
+    path = runs.located(source)
     if path.is_dir():
         return _open_folder(path)
     if weight_files.is_published(str(source)):

@@ -256,6 +256,14 @@ def test_muon_can_turn_weights_and_keep_their_norm() -> None:
             assert float(torch.linalg.svdvals(update.flatten(1)).std() / update.norm()) < 0.1, "not one deviation"
 
 
+def test_a_weight_without_a_gradient_is_not_turned() -> None:
+    weight = nn.Parameter(torch.randn(4, 2, 3, 3))
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    Muon([{"params": [weight], "lr": 0.1, "base_lr": 0.1, "weight_decay": 0.0}], keep_norm=True).step()
+    torch.testing.assert_close(weight.detach(), before)
+
+
 def test_biases_and_the_head_can_learn_at_rates_of_their_own() -> None:
     model = network()
     groups = parameter_groups(model, Optim(name="sgd", lr=0.1, bias_factor=8.0, head_factor=0.5))
