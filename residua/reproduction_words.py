@@ -15,9 +15,6 @@ Fact = tuple[str, str]
 
 MEASURES = {
     **WORDS, "parameters": "parameters", "multiply_adds": "multiply-adds", "training_seconds": "seconds of training",
-    "dense.test_error": "test error, several scales", "ten-crop.test_error": "test error, ten crops",
-    "lesion.baseline": "test error, nothing off", "lesion.median_increase": "median increase of the test error",
-    "responses.median_std": "median standard deviation of the responses",
 }  # fmt: skip
 COLUMNS = {
     "error": "error, %", "baseline": "baseline, %", "preact": "pre-activation, %", "c10": "CIFAR-10, %",

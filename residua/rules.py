@@ -20,6 +20,9 @@ __all__ = [
 WORDS = {
     "test_error": "test error", "train_error": "training error", "best_test_error": "lowest test error", "test_loss": "test loss",
     "train_loss": "training loss", "seconds_per_image": "seconds an image", "top5_error": "top-5 test error",
+    "dense.test_error": "test error, several scales", "ten-crop.test_error": "test error, ten crops",
+    "lesion.baseline": "test error, nothing off", "lesion.median_increase": "median increase of the test error",
+    "responses.median_std": "median standard deviation of the responses",
 }  # fmt: skip
 
 

@@ -59,17 +59,22 @@ def test_it_computes_its_equations(plain: bool) -> None:
     def convolved(y: Tensor, path: str) -> Tensor:
         return F.conv2d(y, state[f"{path}.weight"], padding=1)
 
-    y = torch.relu(F.conv2d(x, state["stem.whitening.weight"], state["stem.whitening.bias"]))
+    y = F.gelu(F.conv2d(x, state["stem.whitening.weight"], state["stem.whitening.bias"]))
     for stage, count in enumerate((1, 2)):
         path = f"stages.{stage}.0.branch"
-        y = torch.relu(normed(F.max_pool2d(convolved(y, f"{path}.conv"), 2), f"{path}.norm"))
+        y = F.gelu(normed(F.max_pool2d(convolved(y, f"{path}.conv"), 2), f"{path}.norm"))
         for unit in range(1, count + 1):
             path = f"stages.{stage}.{unit}.branch"
-            inner = torch.relu(normed(convolved(y, f"{path}.conv1"), f"{path}.norm1"))
-            f = normed(convolved(inner, f"{path}.conv2"), f"{path}.norm2")
-            y = torch.relu(f if plain else y + f)
+            f = normed(convolved(y, f"{path}.conv"), f"{path}.norm")
+            y = F.gelu(f if plain else y + f)
     expected = y.amax((2, 3)) @ state["head.classifier.weight"].T
     torch.testing.assert_close(network(x), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_its_head_starts_near_zero() -> None:
+    network = create_model("speed_resnet")
+    weight = network.head.classifier.weight
+    assert float(weight.detach().std()) == pytest.approx(1 / weight.shape[1], rel=0.05)
 
 
 def test_its_units_can_be_switched_off_and_its_cost_is_small() -> None:
@@ -79,8 +84,8 @@ def test_its_units_can_be_switched_off_and_its_cost_is_small() -> None:
     assert all(place.removable for place in places)
     with switched_off(*[place.unit for place in places]):
         assert network.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
-    adds = 31**2 * 24 * 12 + 31**2 * 64 * 24 * 9 + 15**2 * (2 * 64**2 + 64 * 192) * 9 + 7**2 * (2 * 192**2 + 192 * 320) * 9
-    assert multiply_adds(network, (3, 32, 32)) == adds + 3**2 * 2 * 320**2 * 9 + 3200
+    adds = 31**2 * 24 * 12 + 31**2 * 64 * 24 * 9 + 15**2 * (64**2 + 64 * 256) * 9 + 7**2 * 2 * 256**2 * 9 + 3**2 * 256**2 * 9
+    assert multiply_adds(network, (3, 32, 32)) == adds + 256 * 10
 
 
 @pytest.mark.parametrize("side", [9, 20, 24, 28, 32])

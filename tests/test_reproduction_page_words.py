@@ -89,6 +89,8 @@ def test_every_departure_measure_and_column_of_the_papers_has_words() -> None:
             if isinstance(arm, Arm) and not budgets.unavailable(arm, budget):
                 fields = set(differences(arm.recipe, budgets.recipe_at(arm, budget, arm.recipe.seed)))
                 assert {name for name in fields if not name.startswith("model.options.")} <= {*FIELDS, *UNSAID}, arm.name
+    for claim in (claim for paper in books.papers.values() for claim in paper.claims):
+        assert not FIELD.search(claim.rule.text), claim.id
     rows = [row for paper in books.papers.values() for item in paper.items for row in item.rows]
     for text in (*(measure(row.measure) for row in rows), *(column(row.published.rpartition("/")[2]) for row in rows)):
         assert "_" not in text

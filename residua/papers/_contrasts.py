@@ -12,6 +12,7 @@ from scipy import stats
 
 from residua.claims import Evidence, Outcome, not_attempted
 from residua.comparing import CONFIDENCE
+from residua.rules import named
 
 __all__ = ["Estimate", "Wider", "judged", "weighed"]
 
@@ -82,7 +83,7 @@ class Wider:
     def text(self) -> str:
         one = f"only beyond {self.gross:g} it decides" if math.isfinite(self.gross) else "nothing is decided"
         return (
-            f"The {self.measure} of {self.first[1]} exceeds that of {self.first[0]} by more than that of {self.second[1]} "
+            f"The {named(self.measure)} of {self.first[1]} exceeds that of {self.first[0]} by more than that of {self.second[1]} "
             f"exceeds that of {self.second[0]}. One-sided test of the contrast over seeds at 95 % (Welch, Satterthwaite), least "
             f"effect {self.least:g}; with one seed in an arm {one}.{f' {self.reason}' if self.reason else ''}"
         )
@@ -92,6 +93,6 @@ class Wider:
         samples = [evidence.values(name, self.measure) for name in names]
         missing = [name for name, sample in zip(names, samples) if not sample]
         if missing:
-            return not_attempted(f"There is no {self.measure} of {', '.join(missing)} yet.")
+            return not_attempted(f"There is no {named(self.measure)} of {', '.join(missing)} yet.")
         found = weighed(list(zip((1.0, -1.0, -1.0, 1.0), samples)))
         return judged(found, self.least, "The first difference less the second", self.gross)
