@@ -175,9 +175,10 @@ def ship(run: Run | Path | str, target: Path) -> Run:
     kept = {name: tensors for name, tensors in checkpoint.tensors.items() if name in ("model", "average")}
     (target / "checkpoints").mkdir(parents=True)
     checkpoints.write(target / "checkpoints", checkpoints.Checkpoint(checkpoint.step, kept, {}))
+    if (run.path / "evaluations").is_dir():
+        shutil.copytree(run.path / "evaluations", target / "evaluations")
     for name in ("recipe.json", "data.json", "normalization.safetensors", "metrics.jsonl", "manifest.json"):
-        shutil.copyfile(run.path / name, target / name)
-    shutil.copytree(run.path / "evaluations", target / "evaluations", dirs_exist_ok=True)
+        shutil.copyfile(run.path / name, target / name)  # the manifest last: a directory with a manifest is whole
     return open_run(target)
 
 

@@ -224,7 +224,7 @@ from residua import budgets, costing
 from residua.costing import Rates
 costing.rates = lambda: Rates(3e-11, 1.5e-9, 1e-4)
 budgets.ALLOWANCE.update(small=0.5)
-from reproductions import make_shelf, on_a_usual_machine
+from reproductions import make_shelf
 from residua.reproducing import Unwatched, reproduce
 class Told(Unwatched):
     def task(self, name, done, total, left): print(name, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ from trainings import train
 
 import residua
 from residua import runs
+from residua.analyzing import analyze
 from residua.errors import RequestError
 from residua.report import write_report
+from residua.shortening import shorten
 
 NAME = "resnet8.digits"
 
@@ -87,6 +90,22 @@ def test_a_name_that_is_nearly_right_gets_the_right_one() -> None:
         residua.open_run("resnet8-digits")
     with pytest.raises(RequestError, match=f"With residua come: {NAME}"):
         residua.open_run("somewhere/else")
+
+
+def test_a_run_that_was_never_evaluated_can_be_shipped_analyzed_and_shortened(
+    trained: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(trained.path, bare, ignore=shutil.ignore_patterns("evaluations"))
+    monkeypatch.setattr(runs, "SHIPPED", tmp_path / "package")
+    runs.ship(bare, tmp_path / "package" / NAME)
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path / "package")
+    analyze(NAME, only=["responses"], minutes=1)
+    assert Path(f"runs/{NAME}/analysis.html").is_file()
+    child, _ = shorten(NAME, keep=2, set={"steps": 1})
+    assert child.path == Path(f"runs/{NAME}-keep2")
+    assert contents(tmp_path / "package") == before
 
 
 def test_only_what_is_finished_is_shipped_and_over_nothing(package: Path, trained: runs.Run, tmp_path: Path) -> None:
