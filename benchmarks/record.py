@@ -1,10 +1,10 @@
 """The recipe `speedrun` beside the published CIFAR-10 record airbench94_muon, in turn, on the same cores.
 
-    python benchmarks/record.py --peer airbench94_muon.py --data-dir DIR [--epochs 1] [--seeds 1] [--allocator] [--json FILE]
+    python benchmarks/record.py --peer airbench94_muon.py --data-dir DIR [--epochs 1] [--seeds 0,1] [--ways ...] [--json FILE]
 
 `--peer` is the file as published (github.com/KellerJordan/cifar10-airbench). It is read, moved to the processor (bfloat16 for
-half precision, a clock for CUDA's events) and run as it is otherwise; `--allocator` gives it our setting of the allocator,
-too. Full length is both training and the accuracy with its views of the test images; with `--epochs` both train a
+half precision, a clock for CUDA's events) and run as it is otherwise; in the way "with our allocator" it has our setting of the
+allocator, too. Full length is both training and the accuracy with its views of the test images; with `--epochs` both train a
 part of their run at full size, which says how long an epoch takes and nothing about accuracy. Each turn is a process of its own.
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 import form
 
 RUN = 'if __name__ == "__main__":'
+PEER, ALLOCATED, OURS = WAYS = ("airbench94_muon", "airbench94_muon with our allocator", "ours")
 
 
 def moved(text: str, epochs: int | None) -> str:
@@ -57,14 +58,14 @@ class Clock:
         return 1e3 * (other.at - self.at)
 
 
-def peer(arguments: argparse.Namespace, seed: int) -> dict[str, float]:
+def peer(arguments: argparse.Namespace, seed: int, allocator: bool) -> dict[str, float]:
     import os
 
     import torch
 
     from residua.data import open_data
 
-    if arguments.allocator:
+    if allocator:
         from residua import plan
 
         plan.set_allocator(sparing=False)
@@ -106,36 +107,35 @@ def main() -> None:
     parser.add_argument("--peer", required=True)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--allocator", action="store_true", help="the peer gets our setting of the allocator")
+    parser.add_argument("--seeds", default="0", help="with commas between")
+    parser.add_argument("--ways", default=",".join(WAYS), help="with commas between")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.turn:
-        way, seed = arguments.turn
-        print(json.dumps((ours if way == "ours" else peer)(arguments, int(seed))))
+        way, seed = arguments.turn[0], int(arguments.turn[1])
+        print(json.dumps(ours(arguments, seed) if way == OURS else peer(arguments, seed, allocator=way == ALLOCATED)))
         return
-    turns: dict[str, list[dict[str, float]]] = {"airbench94_muon": [], "ours": []}
-    for seed in range(arguments.seeds):
+    turns: dict[str, list[dict[str, float]]] = {way: [] for way in arguments.ways.split(",")}
+    if unknown := turns.keys() - set(WAYS):
+        parser.error(f"--ways: {', '.join(sorted(unknown))} is none of {', '.join(WAYS)}")
+    for seed in arguments.seeds.split(","):
         for way, found in turns.items():
-            out = subprocess.run(
-                [sys.executable, __file__, *sys.argv[1:], "--turn", way, str(seed)], capture_output=True, text=True
-            )
+            command = [sys.executable, __file__, *sys.argv[1:], "--turn", way, seed]
+            out = subprocess.run(command, capture_output=True, text=True)
             if out.returncode:
                 raise SystemExit(out.stderr)
             found.append(json.loads(out.stdout.splitlines()[-1]))
             print(way, seed, found[-1], flush=True)
-    ratios = [theirs["seconds"] / own["seconds"] for own, theirs in zip(turns["ours"], turns["airbench94_muon"])]
-    rows = [
-        {
-            "way": way,
-            "seconds": statistics.median(one["seconds"] for one in found),
-            "accuracy, %": statistics.mean(one["accuracy"] for one in found) if arguments.epochs is None else None,
-            "seeds": len(found),
-            **(form.spread(ratios, "against the peer") if way == "ours" else {}),
-        }
-        for way, found in turns.items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for way, found in turns.items():
+        row: dict[str, Any] = {"way": way, "seconds": statistics.median(one["seconds"] for one in found)}
+        row["accuracy, %"] = statistics.mean(one["accuracy"] for one in found) if arguments.epochs is None else None
+        row["seeds"] = len(found)
+        if way != OURS and OURS in turns:
+            ratios = [theirs["seconds"] / own["seconds"] for own, theirs in zip(turns[OURS], found)]
+            row |= form.spread(ratios, "times as long as ours")
+        rows.append(row)
     print(json.dumps(form.rounded(rows), indent=1))
     form.write(arguments.json, form.result("record", rows, raw={"turns": turns}))
 

@@ -10,6 +10,7 @@ The same command continues what was interrupted.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,6 +104,8 @@ def reproduce(
     plan = planning.planned(selection, papers, budget, folder, Sources(data_dir), seeds)
     if plan.left_out and not plan.tasks and not any(claim.exact for _, claim in selection.claims) and not selection.items:
         raise RequestError(next(iter(plan.left_out.values())))
+    for option, place in (("--out", folder), ("--keep", Path(keep) if keep is not None else folder)):
+        _made(place, option)
     tasks = planning.ordered(plan) if minutes is None else planning.fitting(plan, 60 * minutes)
     watcher.note(_announced(plan, tasks, budget))
     settings = Settings(papers.measurements, Path(data_dir) if data_dir else None, device, workers, watcher)
@@ -114,6 +117,17 @@ def reproduce(
         keeping.keep_exact({name: outcomes[name] for name in _exact(plan)}, Path(keep))
     document = _document(plan, known, outcomes, failed, folder, seeds) | {"seconds": round(time.perf_counter() - start, 1)}
     return _written(completed(document, papers), folder)
+
+
+def _made(folder: Path, option: str) -> None:
+    """The folder, before hours of work that end in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise RequestError(f"{option} {folder} cannot be written: {reason}. Choose another folder with {option}.") from error
 
 
 def _executed(plan: Planned, tasks: Sequence[Task], settings: Settings, watcher: Watcher, end: float | None) -> dict[str, str]:

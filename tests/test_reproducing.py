@@ -305,6 +305,14 @@ def test_wrong_requests_are_told_before_any_work(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_folders_that_cannot_be_written_are_told_before_any_work(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for option, places in (("--out", {"out": file}), ("--keep", {"out": tmp_path / "out", "keep": file / "kept"})):
+        with pytest.raises(RequestError, match=f"{option} .*file.* cannot be written"):
+            reproduce("he2015/fig6", papers=SHELF, budget="smoke", **places)
+
+
 def test_rates_are_measured_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     costing.rates.cache_clear()

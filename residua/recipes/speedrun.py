@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from residua.recipe import Augment, Data, Model, Optim, Recipe, Schedule
 
-__all__ = ["speedrun"]
+__all__ = ["speedrun", "speedrun_96"]
 
 
 def speedrun(model: str = "speed_resnet") -> Recipe:
@@ -29,16 +31,34 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
 
         residua train cifar10 --recipe speedrun
     """
+    return _of("speedrun", model, {}, epochs=12, pad=2, cutout=0)
+
+
+def speedrun_96(model: str = "speed_resnet") -> Recipe:
+    """CIFAR-10 to a lower error, in hours on two processor cores: the parts of `speedrun` with 3.5 times the multiplications, a
+    second residual unit in the later stages, three times as many epochs, shifts by 4 pixels and a square of 12 cut out (Jordan
+    2024, section 5, whose "airbench96" has the same widths and augmentation).
+
+    Aimed at 96 % by six views. Not run yet; an epoch costs about 3.5 times one of `speedrun`.
+
+        residua train cifar10 --recipe speedrun-96
+    """
+    larger = {"widths": [128, 384, 512], "units": [1, 2, 2]}
+    return _of("speedrun-96", model, larger, epochs=36, pad=4, cutout=12)
+
+
+def _of(name: str, model: str, options: dict[str, Any], *, epochs: int, pad: int, cutout: int) -> Recipe:
     return Recipe(
-        name="speedrun",
+        name=name,
         data=Data(source="cifar10"),
-        model=Model(name=model),
+        model=Model(name=model, options=options if model == "speed_resnet" else {}),
         augment=Augment(
             crop="pad",
-            pad=2,
+            pad=pad,
             padding="reflect",
             flip=True,
             alternate=True,
+            cutout=cutout,
             scales=((0.0, 0.625), (0.35, 0.75), (0.6, 0.875), (0.8, 1.0)),
         ),
         optim=Optim(
@@ -53,7 +73,7 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
         ),
         schedule=Schedule(shape="linear"),
         batch_size=1000,
-        epochs=12,
+        epochs=epochs,
         label_smoothing=0.2,
         evaluations=1,
     )
