@@ -139,6 +139,7 @@ def fits(wanted: Recipe, resolved: Recipe) -> bool:
 def _write(path: Path, card: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        lines = (f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for name, value in card.items())
+        write_atomically(path, "{\n" + ",\n".join(lines) + "\n}\n")  # a line a field: curves have hundreds of points
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}.") from error
