@@ -104,8 +104,9 @@ def reproduce(
     plan = planning.planned(selection, papers, budget, folder, Sources(data_dir), seeds)
     if plan.left_out and not plan.tasks and not any(claim.exact for _, claim in selection.claims) and not selection.items:
         raise RequestError(next(iter(plan.left_out.values())))
-    for option, place in (("--out", folder), ("--keep", Path(keep) if keep is not None else folder)):
-        _made(place, option)
+    _made(folder, "--out")
+    if keep is not None:
+        _made(Path(keep), "--keep")
     tasks = planning.ordered(plan) if minutes is None else planning.fitting(plan, 60 * minutes)
     watcher.note(_announced(plan, tasks, budget))
     settings = Settings(papers.measurements, Path(data_dir) if data_dir else None, device, workers, watcher)

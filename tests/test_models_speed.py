@@ -11,6 +11,7 @@ from residua.cost import multiply_adds
 from residua.errors import RequestError
 from residua.layers import Whitening
 from residua.models import create_model
+from residua.recipes import get_recipe
 from residua.unit import switched_off, walk
 
 
@@ -91,6 +92,13 @@ def test_its_units_can_be_switched_off_and_its_cost_is_small() -> None:
 @pytest.mark.parametrize("side", [9, 20, 24, 28, 32])
 def test_it_takes_every_size_that_leaves_a_position(side: int) -> None:
     assert create_model("speed_resnet")(torch.zeros(2, 3, side, side)).shape == (2, 10)
+
+
+def test_the_recipe_for_a_lower_error_has_a_larger_network_and_leaves_others_alone() -> None:
+    model = get_recipe("speedrun-96").model
+    larger = multiply_adds(create_model(model.name, **model.options), (3, 32, 32))
+    assert larger / multiply_adds(create_model("speed_resnet"), (3, 32, 32)) == pytest.approx(3.5, abs=0.1)
+    assert get_recipe("speedrun-96", "resnet20").model.options == {}
 
 
 def test_wrong_options_are_refused() -> None:
