@@ -28,7 +28,7 @@ __all__ = ["speed_resnet"]
 
 def speed_resnet(
     *,
-    widths: Sequence[int] = (64, 256, 256),
+    widths: Sequence[int] = (64, 256, 384),
     units: Sequence[int] = (1, 1, 1),
     num_classes: int = 10,
     in_channels: int = 3,
