@@ -68,7 +68,8 @@ def small_arms(key: str) -> Iterator[tuple[Arm, Recipe, int]]:
 
 
 def assert_recipes(key: str) -> None:
-    """Every arm's network can be built at full and small for the classes of its data, and its data set is in the catalogue."""
+    """Every arm's network can be built at full and small for the classes of its data, its data set is in the catalogue, and its
+    form at smoke is small enough for some seconds."""
     shapes = {"imagenet": 1000, "cifar100": 100}
     recipes = [arm.recipe for arm in paper(key).arms if isinstance(arm, Arm)]
     for recipe in (*recipes, *(small for _, small, _ in small_arms(key))):
@@ -76,6 +77,15 @@ def assert_recipes(key: str) -> None:
         with torch.device("meta"):
             options = {"num_classes": shapes.get(recipe.data.source, 10), **recipe.model.options}
             assert cost.num_parameters(create_model(recipe.model.name, **options)) > 0
+    for arm in paper(key).arms:
+        if isinstance(arm, Arm) and "unavailable" not in arm.smoke:
+            assert_small(recipe_at(arm, "smoke", 0))
+
+
+def assert_small(recipe: Recipe) -> None:
+    """The network is small enough for some seconds of training and two checkpoints."""
+    with torch.device("meta"):
+        assert cost.num_parameters(create_model(recipe.model.name, **recipe.model.options)) < 11e6
 
 
 def forecast_hours(key: str) -> float:

@@ -146,6 +146,23 @@ def test_the_stem_for_small_images_keeps_the_size_and_the_other_divides_by_four(
     assert create_model("resnet18").feature_reductions == (4, 8, 16, 32)
 
 
+@pytest.mark.parametrize(
+    ("builder", "depth", "width"),
+    [
+        ("imagenet_resnet", 18, 0.5), ("imagenet_resnet", 50, 2), ("preact_imagenet_resnet", 50, 0.125),
+        ("cifar_resnet", 20, 1.5), ("preact_cifar_resnet", 20, 0.25),
+    ],
+)  # fmt: skip
+def test_the_width_is_a_factor_of_all_channels_but_the_inputs(builder: str, depth: int, width: float) -> None:
+    own, usual = on_meta(builder, depth=depth, width=width), on_meta(builder, depth=depth)
+    assert own.feature_channels == tuple(int(width * channels) for channels in usual.feature_channels)
+    for (name, mine), theirs in zip(own.named_parameters(), usual.parameters(), strict=True):
+        scaled = (not name.startswith("head.classifier"), name != "stem.conv.weight")
+        channels = [width * count if one else count for count, one in zip(theirs.shape[:2], scaled)]
+        assert list(mine.shape[:2]) == channels, name
+        assert mine.shape[2:] == theirs.shape[2:]
+
+
 def test_stochastic_depth_rises_linearly_to_the_last_unit() -> None:
     model = create_model("resnet20", stochastic_depth=0.5)
     drops = [module.drop for module in model.modules() if isinstance(module, SampledAdd)]
@@ -189,6 +206,9 @@ def test_models_are_listed_by_pattern() -> None:
         ("cifar_resnet", {"depth": 2}, "6n + 2"),
         ("cifar_resnet", {}, "depth"),
         ("imagenet_resnet", {"depth": 51}, "18, 34, 50, 101, 152"),
+        ("resnet18", {"width": 0.01}, "whole number of channels"),
+        ("resnet20", {"width": float("inf")}, "whole number of channels"),
+        ("preact_resnet101", {"width": "half"}, "whole number of channels"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_what_can(name: str, options: dict[str, object], words: str) -> None:

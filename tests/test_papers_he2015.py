@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from paper_checks import assert_small
 from records import claim_of, made, seeds
 
 from residua import budgets
@@ -127,6 +128,7 @@ def test_every_arm_has_a_recipe_at_every_budget_or_says_why_not(name: str) -> No
             assert work_of(recipe) > 0
         if budget == "smoke":
             assert recipe.data.source == "digits"
+            assert_small(recipe)
 
 
 @cache

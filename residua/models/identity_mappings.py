@@ -82,6 +82,7 @@ def preact_cifar_resnet(
     unit: str = "full-preactivation",
     branch: str = "basic",
     layers: int = 2,
+    width: float = 1,
     num_classes: int = 10,
     in_channels: int = 3,
     shortcut: str | None = None,
@@ -96,12 +97,13 @@ def preact_cifar_resnet(
     """Three stages of n units: "basic" ones of `layers` 3x3 convolutions (1 to 4) and width 16, 32, 64, depth = 3 layers n + 2;
     or, with `branch="bottleneck"`, 1x1, 3x3, 1x1 of width 16-16-64, 32-32-128, 64-64-256, depth = 9n + 2 (section 4.1).
 
-    `unit` is a row of Tables 1 and 2 (see the file's docstring). Options of one unit: `scaling`, two numbers (default 0.5, 0.5);
-    `gate_bias` (default -6); `drop`, a rate in [0, 1) (default 0.5); `drop_form`, "unscaled" (the paper's: the expectation is
-    1 - drop of the signal; the default), "inverted" (the usual dropout: it is the signal), or "whole" (the whole connection of
-    a sample is dropped, unscaled). `shortcut` is the option at a change of shape, "A" (default of basic units), "B" (of
-    bottlenecks) or "C". `stem`: "small", "imagenet", or "pool-first" (normalisation and ReLU after the pooling: timm's ResNetV2).
-    `stride_on`: the convolution of a bottleneck that strides, "1x1" or "3x3". `normalization`: "batch", "group" or "none".
+    `width` is a factor of all channels but the input's. `unit` is a row of Tables 1 and 2 (see the file's docstring). Options
+    of one unit: `scaling`, two numbers (default 0.5, 0.5); `gate_bias` (default -6); `drop`, a rate in [0, 1) (default 0.5);
+    `drop_form`, "unscaled" (the paper's: the expectation is 1 - drop of the signal; the default), "inverted" (the usual
+    dropout: it is the signal), or "whole" (the whole connection of a sample is dropped, unscaled). `shortcut` is the option at
+    a change of shape, "A" (default of basic units), "B" (of bottlenecks) or "C". `stem`: "small", "imagenet", or "pool-first"
+    (normalisation and ReLU after the pooling: timm's ResNetV2). `stride_on`: the convolution of a bottleneck that strides,
+    "1x1" or "3x3". `normalization`: "batch", "group" or "none".
     """
     _one_of("branch", branch, ("basic", "bottleneck"))
     basic = branch == "basic"
@@ -110,7 +112,7 @@ def preact_cifar_resnet(
         _options(unit, scaling=scaling, gate_bias=gate_bias, drop=drop, drop_form=drop_form),
     )  # fmt: skip
     count = resnet.cifar_units(depth, layers if basic else 3)
-    return _network((count,) * 3, 16, kind, stem, in_channels, num_classes)
+    return _network((count,) * 3, resnet.widened(16, width), kind, stem, in_channels, num_classes)
 
 
 def preact_imagenet_resnet(
@@ -118,6 +120,7 @@ def preact_imagenet_resnet(
     *,
     unit: str = "full-preactivation",
     layers: int = 2,
+    width: float = 1,
     num_classes: int = 1000,
     in_channels: int = 3,
     shortcut: str = "B",
@@ -141,7 +144,7 @@ def preact_imagenet_resnet(
         _options(unit, scaling=scaling, gate_bias=gate_bias, drop=drop, drop_form=drop_form),
     )  # fmt: skip
     units = resnet.regrouped(UNITS[depth], layers) if kind.basic else UNITS[depth]
-    return _network(units, 64, kind, stem, in_channels, num_classes)
+    return _network(units, resnet.widened(64, width), kind, stem, in_channels, num_classes)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ STEMS = {"imagenet": (imagenet_stem, 4), "small": (small_stem, 1)}
 def imagenet_resnet(
     depth: int,
     *,
+    width: float = 1,
     num_classes: int = 1000,
     in_channels: int = 3,
     plain: bool = False,
@@ -47,15 +48,16 @@ def imagenet_resnet(
 ) -> Network:
     """Table 1: 18 and 34 layers of basic units, 50, 101 and 152 layers of bottlenecks, in four stages of width 64 to 512.
 
-    `shortcut` is the option "A", "B" or "C"; `stem` "imagenet" or "small"; `normalization` "batch", "group" or "none";
-    `dropout` acts before the classifier. `layers` is the number of layers of a basic unit; there are fewer units as each has
-    more, so that it must divide the layers of every stage.
+    `width` is a factor of all channels but the input's and must leave whole numbers (0.5: 32 to 256). `shortcut` is the option
+    "A", "B" or "C"; `stem` "imagenet" or "small"; `normalization` "batch", "group" or "none"; `dropout` acts before the
+    classifier. `layers` is the number of layers of a basic unit; there are fewer units as each has more, so that it must divide
+    the layers of every stage.
     """
     if depth not in UNITS:
         raise RequestError(f"The ImageNet ResNets have {', '.join(map(str, UNITS))} layers, not {depth}.")
     kind = "basic" if depth < 50 else stride_on
     return resnet(
-        regrouped(UNITS[depth], layers) if kind == "basic" else UNITS[depth], 64, kind,
+        regrouped(UNITS[depth], layers) if kind == "basic" else UNITS[depth], widened(64, width), kind,
         layers=layers, shortcut="plain" if plain else shortcut, stem=stem, in_channels=in_channels,
         num_classes=num_classes, normalization=normalization, dropout=dropout,
     )  # fmt: skip
@@ -64,6 +66,7 @@ def imagenet_resnet(
 def cifar_resnet(
     depth: int,
     *,
+    width: float = 1,
     num_classes: int = 10,
     in_channels: int = 3,
     plain: bool = False,
@@ -79,8 +82,9 @@ def cifar_resnet(
     3 layers n + 2. The other options are those of `imagenet_resnet`.
     """
     return resnet(
-        (cifar_units(depth, layers),) * 3, 16, "basic", layers=layers, shortcut="plain" if plain else shortcut, stem=stem,
-        in_channels=in_channels, num_classes=num_classes, normalization=normalization, dropout=dropout,
+        (cifar_units(depth, layers),) * 3, widened(16, width), "basic", layers=layers,
+        shortcut="plain" if plain else shortcut, stem=stem, in_channels=in_channels, num_classes=num_classes,
+        normalization=normalization, dropout=dropout,
     )  # fmt: skip
 
 
@@ -96,6 +100,14 @@ def cifar_units(depth: int, layers: int) -> int:
             f"nearest: {below} and {below + step}."
         )
     return (depth - 2) // step
+
+
+def widened(base: int, factor: float) -> int:
+    """`factor` times `base` channels; refuses what is not a whole number of at least 1."""
+    channels = float(base * factor) if isinstance(factor, (int, float)) else 0.0
+    if channels < 1 or not channels.is_integer():
+        raise RequestError(f"width must make {base} times itself a whole number of channels, such as 1, 1.5 or 2, not {factor}.")
+    return int(channels)
 
 
 def regrouped(units: Sequence[int], layers: int) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from torch import nn
 from residua import branches, shortcuts
 from residua.errors import RequestError
 from residua.layers import activation, conv, he_normal_, norm, sequence
-from residua.models.resnet import STEMS, UNITS
+from residua.models.resnet import STEMS, UNITS, widened
 from residua.network import Head, Network, Stage
 from residua.published import Published
 from residua.unit import Unit
@@ -150,10 +150,8 @@ def _kernels(block: str) -> list[int]:
 
 def _widths(factor: float, base: int, stages: int) -> list[int]:
     """Widths base * factor * 2**i, which must be whole numbers."""
-    first = base * factor
-    if first < 1 or first != int(first):
-        raise RequestError(f"width must make {base} times itself a whole number of channels, such as 1, 1.5 or 2, not {factor}.")
-    return [int(first) * 2**index for index in range(stages)]
+    first = widened(base, factor)
+    return [first * 2**index for index in range(stages)]
 
 
 def _check_normalization(kind: str) -> None:

@@ -37,7 +37,8 @@ def _imagenet(name: str, model: str, form: str = "", stand_in: str = "", **optio
     full = with_options(he2015_imagenet(model), **options)
     shortcut = {"shortcut": options["shortcut"]} if options.get("shortcut", "A") != "A" else {}
     small = standing_in(full, with_options(he2015_cifar(form), **shortcut)) if form else IMAGENET
-    return Arm(name, full, small=small, stand_in=stand_in)
+    narrow = {} if form else {"model.options": options | {"width": 0.125}}  # at smoke: the whole depth, an eighth of the maps
+    return Arm(name, full, small=small, stand_in=stand_in, smoke=narrow)
 
 
 ON_CIFAR = "{} on CIFAR-10 stands for it"
