@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from residua import budgets, costing
 from residua.claims import Arm, Claim, Ensemble, Item, Probe
@@ -14,6 +16,8 @@ from residua.matrix import Sources, Task, address_of, addressed, read_json
 from residua.selection import Selection, Shelf
 
 __all__ = ["Planned", "fitting", "ordered", "planned"]
+
+Run = tuple[int, str]  # the seed and address, which several arms can share
 
 
 @dataclass(frozen=True)
@@ -68,39 +72,60 @@ def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources
 
 
 def ordered(plan: Planned) -> list[Task]:
-    """All tasks in the order in which most claims are decided soonest: again and again the claim whose missing runs cost least,
-    then the items in the same way, then the rest. Members of an ensemble come before it."""
-    return _greedy(plan, [*(claim for _, claim in plan.selection.claims)], math.inf)
+    """All tasks in the order in which most claims are decided soonest: again and again the claim, or the two claims, whose
+    missing runs cost least for each claim that is decided with them (claims that share runs cost little together); then the
+    claims that lack an arm at this budget, then the items in the same way, then the rest. Members of an ensemble come before it.
+    """
+    return _chosen(plan, math.inf)
 
 
 def fitting(plan: Planned, seconds: float) -> list[Task]:
     """The tasks in that order, as far as whole claims (then items) fit into `seconds`."""
-    return _greedy(plan, [*(claim for _, claim in plan.selection.claims)], seconds)
+    return _chosen(plan, seconds)
 
 
-def _greedy(plan: Planned, claims: Sequence[Claim], seconds: float) -> list[Task]:
+def _chosen(plan: Planned, seconds: float) -> list[Task]:
+    claims = [claim for _, claim in plan.selection.claims]
+    lacking = [claim for claim in claims if plan.left_out.keys() & set(claim.arms)]
+    whole = [claim for claim in claims if claim not in lacking]
+    costs: dict[Run, float] = {}
+    for task in plan.all():
+        run = task.seed, task.address
+        costs[run] = max(costs.get(run, 0.0), plan.costs[task.id] if task.state() != "done" else 0.0)
     chosen: dict[str, Task] = {}
-    left = seconds
-    paid: set[tuple[int, str]] = set()
-    needs = {task.id: plan.costs[task.id] if task.state() != "done" else 0.0 for task in plan.all()}
-
-    def price(part: Sequence[Task]) -> float:
-        return sum({one: needs[task.id] for task in part if (one := (task.seed, task.address)) not in paid}.values())
-
-    for parts in ([plan.of(claim) for claim in claims], [plan.of(item) for _, item in plan.selection.items]):
-        waiting = [part for part in parts if part]
-        while waiting:
-            prices = [price(part) for part in waiting]
-            cheapest = min(range(len(waiting)), key=prices.__getitem__)
-            if prices[cheapest] > left:
-                break
-            left -= prices[cheapest]
-            added = waiting.pop(cheapest)
-            chosen.update({task.id: task for task in added})
-            paid.update((task.seed, task.address) for task in added)
+    for parts in (whole, lacking, [item for _, item in plan.selection.items]):
+        needed = [tasks for part in parts if (tasks := plan.of(part))]
+        for number in _densest([{(task.seed, task.address) for task in tasks} for tasks in needed], costs, seconds):
+            for task in needed[number]:
+                chosen[task.id] = task
+                seconds -= costs[task.seed, task.address]
+                costs[task.seed, task.address] = 0.0
     if math.isinf(seconds):
         chosen.update({task.id: task for task in plan.all() if task.id not in chosen})
     return list(chosen.values())
+
+
+def _densest(parts: Sequence[set[Run]], costs: Mapping[Run, float], seconds: float) -> list[int]:
+    """The numbers of the parts in the order that brings most of them to their end soonest, as far as they fit."""
+    runs = sorted({run for part in parts for run in part if costs[run]})
+    price = torch.tensor([costs[run] for run in runs], dtype=torch.float64)
+    missing = torch.tensor([[run in part for run in runs] for part in parts], dtype=torch.float64).view(len(parts), len(runs))
+    waiting = torch.arange(len(parts))
+    found: list[int] = []
+    while len(waiting):
+        own = missing[waiting]
+        unions = torch.maximum(own[:, None], own[None]).flatten(0, 1)
+        together, freed = unions @ price, (1 - unions) @ own.T == 0
+        rates = torch.where(together <= seconds, together / freed.sum(1), math.inf)
+        best = int(rates.argmin())
+        if math.isinf(rates[best]):
+            break
+        now = waiting[freed[best]]
+        found += now[(missing[now] @ price).argsort(stable=True)].tolist()
+        seconds -= float(together[best])
+        missing *= 1 - unions[best]
+        waiting = waiting[~freed[best]]
+    return found
 
 
 def _tasks(
