@@ -17,6 +17,7 @@ import pytest
 from reproductions import arm, make_shelf, on_a_usual_machine
 
 from residua import budgets, costing, keeping, planning
+from residua.claims import Claim, NotAttempted
 from residua.errors import RequestError
 from residua.matrix import Sources, Task, address_of, execute, read_record
 from residua.papers import published
@@ -175,6 +176,22 @@ def test_in_a_given_time_the_claims_that_cost_least_come_first(tmp_path: Path) -
     assert {task.id for task in planning.ordered(plan)} == {task.id for task in plan.all()}
     order = [task.id.rpartition("-")[0] for task in planning.ordered(plan)]
     assert order.index("both-s0") > max(order.index("residual-s0"), order.index("plain-s0"))
+
+
+def test_claims_that_share_runs_come_before_one_that_costs_less_than_they_do_together(tmp_path: Path) -> None:
+    """Four claims on a and b (5 each, and 1 for what one of them needs besides) cost 2.75 each, one on c costs 4."""
+    papers = make_shelf(*(arm(name, steps, small_seeds=1) for steps, name in enumerate("abcd", 20)))
+    needs = {"c": "c", "ab": "ab", "ba": "ba", "a": "a", "abd": "abd", "lacking": ("a", "long")}
+    claims = tuple(Claim(name, NotAttempted("only its place counts"), tuple(arms)) for name, arms in needs.items())
+    paper = replace(papers.papers["he2015"], claims=claims, items=())
+    papers = replace(papers, papers={"he2015": paper})
+    plan = planning.planned(select([], papers), papers, "small", tmp_path, Sources())
+    prices = {"a": 5.0, "b": 5.0, "c": 4.0, "d": 1.0}
+    plan.costs.update({task.id: prices[task.arm.name] for task in plan.all()})
+    assert [task.arm.name for task in planning.ordered(plan)] == ["a", "b", "d", "c"]
+    assert [task.arm.name for task in planning.fitting(plan, 10.5)] == ["a", "b"]
+    assert [task.arm.name for task in planning.fitting(plan, 9.5)] == ["c", "a"]
+    assert planning.fitting(plan, 3.9) == []
 
 
 def test_a_loss_that_is_not_finite_is_a_result(tmp_path: Path) -> None:
