@@ -93,7 +93,7 @@ def read(path: Path) -> Checkpoint:
 
 def available(folder: Path) -> list[Path]:
     """The checkpoints under `folder`, the newest first, unread."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted(folder.glob("step-" + 8 * "[0-9]"), reverse=True)
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -62,8 +62,11 @@ class Rates:
         return self.multiply_add * of.multiply_adds + self.value * of.values + self.layer * of.layers / batch
 
 
-def seconds_of(arm: Arm | Ensemble | Probe, budget: str, measurements: int = 0, known: float | None = None) -> float:
-    """Forecast seconds of one run of an arm with its measurements; `known` is what an image took in an earlier run of it.
+def seconds_of(
+    arm: Arm | Ensemble | Probe, budget: str, measurements: int = 0, known: float | None = None, behind: float = 0.0
+) -> float:
+    """Forecast seconds of one run of an arm with its measurements; `known` is what an image took in an earlier run of it,
+    `behind` the share of its training that is over.
 
     Infinity where the arm has no form at this budget. What is not trained counts as some seconds.
     """
@@ -71,6 +74,8 @@ def seconds_of(arm: Arm | Ensemble | Probe, budget: str, measurements: int = 0, 
         return math.inf
     if not isinstance(arm, Arm):
         return 10.0 if isinstance(arm, Ensemble) else 5.0
+    if behind == 1.0:
+        return measurements * budgets.ALLOWANCE[budget] / 2
     if budget == "smoke":
         return SMOKE + measurements * budgets.ALLOWANCE[budget]
     recipe = budgets.recipe_at(arm, budget, 0)
@@ -82,7 +87,7 @@ def seconds_of(arm: Arm | Ensemble | Probe, budget: str, measurements: int = 0, 
         steps = recipe.steps if recipe.steps is not None else (recipe.epochs or 24.0) * (train // recipe.batch_size)
         trained = steps * recipe.batch_size * pace
     tested = recipe.evaluations * test * pace / 3
-    return trained + tested + PREPARING[budget] + measurements * budgets.ALLOWANCE[budget] / 2
+    return (1 - behind) * (trained + tested) + PREPARING[budget] + measurements * budgets.ALLOWANCE[budget] / 2
 
 
 # ------------------------------------------------------------------------------------------------------------------ counts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from residua import budgets, costing
+from residua import budgets, costing, runs
 from residua.claims import Arm, Claim, Ensemble, Item, Probe
 from residua.errors import RequestError
 from residua.matrix import Sources, Task, address_of, addressed, read_json
@@ -64,7 +64,7 @@ def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources
             continue
         try:
             made = _tasks(arm, measurements, budget, out / "runs", sources, seeds, tasks)
-            costs.update({task.id: costing.seconds_of(arm, budget, _missing(task), _pace(task)) for task in made})
+            costs |= {task.id: costing.seconds_of(arm, budget, _missing(task), _pace(task), _behind(task)) for task in made}
             tasks[name] = made
         except RequestError as error:
             left_out[name] = str(error)
@@ -161,6 +161,13 @@ def _tasks(
 def _missing(task: Task) -> int:
     """Measurements that are not there yet."""
     return sum(not task.has(name) for name in task.measurements) if task.record.is_file() else len(task.measurements)
+
+
+def _behind(task: Task) -> float:
+    """The share of its training that is over."""
+    if task.record.is_file():
+        return 1.0
+    return runs.open_run(task.path).trained if runs.is_run(task.path) else 0.0
 
 
 def _pace(task: Task) -> float | None:

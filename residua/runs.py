@@ -79,10 +79,15 @@ class Run:
         lines = read_lines(self.path / "metrics.jsonl")
         return [line for line in lines if split is None or line["split"] == split]
 
+    @property
+    def trained(self) -> float:
+        """The share of its steps that lies behind the newest checkpoint, from 0 (there is none) to 1."""
+        newest = checkpoints.available(self.checkpoints)
+        return int(newest[0].name.removeprefix("step-")) / self.manifest["total_steps"] if newest else 0.0
+
     def finished(self) -> bool:
         """Whether a checkpoint of the last step exists."""
-        newest = checkpoints.available(self.checkpoints)
-        return bool(newest) and newest[0].name == f"step-{self.manifest['total_steps']:08d}"
+        return self.trained == 1.0
 
     def build(self) -> Network:
         """The run's network, freshly initialised."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from reproductions import arm, make_shelf, on_a_usual_machine
 
-from residua import budgets, costing, keeping, planning
+from residua import budgets, checkpoints, costing, keeping, planning
 from residua.claims import Claim, NotAttempted
 from residua.errors import RequestError
 from residua.matrix import Sources, Task, address_of, execute, read_record
@@ -143,6 +144,23 @@ def test_another_measurement_of_a_run_costs_no_training(tmp_path: Path) -> None:
     assert [name.rpartition("-")[0] for name in began] == ["residual-s0"]
     assert result.claims[0]["verdict"] == "shown"
     assert {path: path.read_bytes() for path in tmp_path.glob("runs/*/record.json")} == before
+
+
+def test_the_forecast_of_a_run_counts_what_is_left_of_it(tmp_path: Path) -> None:
+    def forecast(name: str) -> float:
+        plan = planning.planned(select([name], SHELF), SHELF, "small", tmp_path, Sources(), seeds=1)
+        return plan.costs[plan.tasks["residual"][0].id]
+
+    whole = forecast("he2015/lower")
+    run(tmp_path, "he2015/lower", seeds=1)
+    assert (forecast("he2015/lower"), forecast("he2015/norms")) == (0.0, 0.5 / 2)
+    path = next(tmp_path.glob("runs/residual-*"))
+    (path / "record.json").unlink()
+    newest, before = checkpoints.available(path / "checkpoints")
+    shutil.rmtree(newest)
+    behind = int(before.name.removeprefix("step-")) / 24
+    assert 0 < behind < 1
+    assert forecast("he2015/lower") == pytest.approx((1 - behind) * (whole - 10.0) + 10.0)
 
 
 def test_addresses_follow_what_decides_a_result(tmp_path: Path) -> None:
