@@ -15,6 +15,7 @@ from residua.evidence import Evidence, Outcome, not_attempted
 
 __all__ = [
     "AllOf", "Exact", "Fails", "Measured", "NotAttempted", "Rule", "Works", "because", "missing_of", "named", "tested_images",
+    "unbroken",
 ]  # fmt: skip
 
 WORDS = {
@@ -133,6 +134,19 @@ class NotAttempted:
 
     def __call__(self, evidence: Evidence) -> Outcome:
         return not_attempted(self.reason)
+
+
+def unbroken(arm: str, decide: Callable[[Evidence], Outcome]) -> Callable[[Evidence], Outcome]:
+    """`decide` for what is said of every seed of an arm: not shown where one broke off, on which nothing could be measured."""
+
+    def decided(evidence: Evidence) -> Outcome:
+        outcome = decide(evidence)
+        broken = [str(record.seed) for record in evidence.of(arm) if record.broken_off]
+        if not broken or outcome.verdict != "shown":
+            return outcome
+        return Outcome("under-powered", f"{outcome.why} But seed {', '.join(broken)} of {arm} broke off.", outcome.numbers)
+
+    return decided
 
 
 def named(measure: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from residua.claims import Evidence, Lower, Measured, Outcome, not_attempted
 from residua.papers._contrasts import judged, weighed
+from residua.rules import unbroken
 
 __all__ = [
     "BEST_OF_FIVE",
@@ -17,6 +18,7 @@ __all__ = [
     "FORWARD",
     "HEALTHY",
     "NOT_VANISHING",
+    "START",
     "TREND_PLAIN",
     "TREND_RESIDUAL",
     "VANISHING",
@@ -27,6 +29,8 @@ STATES = ("initial", "trained")
 VANISHED, ALIVE = 1e-3, 0.1  # root mean square gradient at the first unit over that at the last
 SPREAD = 100.0  # the largest over the smallest
 LEVEL = 1.5  # nats
+NOT_STARTED, STARTED = 85.0, 80.0  # per cent of training error
+WARM_LEAST = 5.0  # points of training error
 LEVEL_WORDS = f"{LEVEL:g} nats"
 DEGRADED = Lower("plain20", "plain56", "train_error", least=1.0)
 
@@ -84,7 +88,7 @@ def _forward(evidence: Evidence) -> Outcome:
 
 
 def _vanishing(evidence: Evidence) -> Outcome:
-    degraded, alive = DEGRADED(evidence), _not_vanishing(evidence)
+    degraded, alive = DEGRADED(evidence), NOT_VANISHING(evidence)
     numbers = {"degradation": degraded.verdict, "not vanishing": alive.verdict, **alive.numbers}
     for part in (degraded, alive):
         if part.verdict == "not attempted":
@@ -95,32 +99,53 @@ def _vanishing(evidence: Evidence) -> Outcome:
     return Outcome(verdict, f"The deeper plain net trains worse. {alive.why}", numbers)  # type: ignore[arg-type]
 
 
-def updates_until(curve: Iterable[tuple[int, float]], level: float, window: int = 5) -> int:
-    """The first update at which the mean of `window` points in a row lies below `level`; the last update where none does (a lower
-    bound of the true number)."""
+def updates_until(curve: Iterable[tuple[int, float]], level: float, window: int = 5) -> int | None:
+    """The first update at which the mean of `window` points in a row lies below `level`; None where there is none."""
     points = list(curve)
-    if not points:
-        return 0
     for end in range(min(window, len(points)), len(points) + 1):
-        if fmean(value for _, value in points[max(0, end - window) : end]) < level:
+        if points and fmean(value for _, value in points[max(0, end - window) : end]) < level:
             return points[end - 1][0]
-    return points[-1][0]
+    return None
+
+
+def _times(evidence: Evidence, arm: str) -> tuple[list[int], bool]:
+    """The updates of every seed until its training loss is below `LEVEL`, and whether any of them never was: then that seed
+    counts with the length of the longest run, a lower bound."""
+    curves = [(record.curves["train_loss"], record.broken_off) for record in evidence.of(arm) if record.curves.get("train_loss")]
+    length = max((int(curve[-1][0]) for curve, _ in curves), default=0)
+    found = [None if broken else updates_until(curve, LEVEL) for curve, broken in curves]  # type: ignore[arg-type]
+    return [length if time is None else time for time in found], None in found
 
 
 def _convergence(evidence: Evidence) -> Outcome:
     names = ("plain20", "plain56", "resnet20", "resnet56")
-    times = {name: [updates_until(curve, LEVEL) for curve in evidence.curve(name, "train_loss") if curve] for name in names}
-    missing = [name for name, found in times.items() if not found]
+    found = {name: _times(evidence, name) for name in names}
+    missing = [name for name, (times, _) in found.items() if not times]
     if missing:
         return not_attempted(f"There is no training loss of {', '.join(missing)} yet.")
-    logs = {name: [math.log2(max(1, time)) for time in found] for name, found in times.items()}
-    slower = judged(weighed([(1.0, logs["plain56"]), (-1.0, logs["plain20"])]), 1.0, "Plain, doublings from 20 to 56 layers")
-    terms = [(1.0, "plain56"), (-1.0, "plain20"), (-1.0, "resnet56"), (1.0, "resnet20")]
-    more = judged(weighed([(weight, logs[name]) for weight, name in terms]), 0.5, "Plain less residual, doublings")
-    numbers = {"updates": times, "plain": slower.numbers, "plain less residual": more.numbers}
-    verdicts = {slower.verdict, more.verdict}
+    logs = {name: [math.log2(max(1, time)) for time in times] for name, (times, _) in found.items()}
+    slower = [(1.0, "plain56"), (-1.0, "plain20")]
+    more = [*slower, (-1.0, "resnet56"), (1.0, "resnet20")]
+    outcomes = []
+    for terms, least, what in (
+        (slower, 1.0, "Plain, doublings from 20 to 56 layers"),
+        (more, 0.5, "Plain less residual, doublings"),
+    ):
+        outcome = judged(weighed([(weight, logs[name]) for weight, name in terms]), least, what)
+        late = {
+            weight > 0: name for weight, name in terms if found[name][1]
+        }  # True: the estimate is a lower bound; False: an upper
+        if (outcome.verdict == "refuted" and True in late) or (outcome.verdict == "shown" and False in late):
+            said = f"{outcome.why} That is a bound only: {late[outcome.verdict == 'refuted']} never fell below {LEVEL_WORDS}."
+            outcome = Outcome("under-powered", said, outcome.numbers)
+        outcomes.append(outcome)
+    numbers = {
+        "updates": {name: times for name, (times, _) in found.items()}, "never": [name for name in names if found[name][1]],
+        "plain": outcomes[0].numbers, "plain less residual": outcomes[1].numbers,
+    }  # fmt: skip
+    verdicts = {outcome.verdict for outcome in outcomes}
     verdict = "refuted" if "refuted" in verdicts else "shown" if verdicts == {"shown"} else "under-powered"
-    return Outcome(verdict, f"{slower.why} {more.why}", numbers)  # type: ignore[arg-type]
+    return Outcome(verdict, " ".join(outcome.why for outcome in outcomes), numbers)  # type: ignore[arg-type]
 
 
 def _near(curve: Sequence[tuple[int, float]], first: int, last: int) -> float:
@@ -135,14 +160,46 @@ def _warmup(evidence: Evidence) -> Outcome:
         curves = [curve for curve in evidence.curve(arm, "train_error") if curve]
         if not curves:
             return not_attempted(f"There is no training error of {arm} yet.")
-        found[arm] = [_near(curve, 300, 400) for curve in curves]
+        windows = [_within(curve, 300, 400) for curve in curves]
+        if not all(windows):
+            return not_attempted(f"The training error of {arm} is not kept for the updates 300 to 400 by themselves.")
+        found[arm] = [fmean(window) for window in windows]
     warm, cold = found.values()
     why = f"Training error in updates 300 to 400: {fmean(warm):.1f} % at 0.01, {fmean(cold):.1f} % at 0.1."
-    if max(warm) < 80 <= min(cold):
+    if max(warm) < 80 <= min(cold) and min(cold) - max(warm) >= WARM_LEAST:
         return Outcome("shown", why, found)
     if min(warm) >= 80 or max(cold) < 78:
         return Outcome("refuted", why, found)
     return Outcome("under-powered", why, found)
+
+
+def _within(curve: Sequence[tuple[int, float]], first: int, last: int) -> list[float]:
+    """The points that are means of updates in (first, last] only; a point is the mean of all since the one before it."""
+    begins = [0, *(step for step, _ in curve)]
+    return [value for begin, (step, value) in zip(begins, curve) if begin >= first and step <= last]
+
+
+def _start(evidence: Evidence) -> Outcome:
+    names = ("plain56-unnormalised", "plain56")
+    records = {name: [r for r in evidence.of(name) if r.curves.get("train_error") or r.broken_off] for name in names}
+    missing = [name for name, found in records.items() if not found]
+    if missing:
+        return not_attempted(f"There is no training error of {', '.join(missing)} yet.")
+    ends = [
+        max((int(r.curves["train_error"][-1][0]) for r in found if not r.broken_off), default=0) for found in records.values()
+    ]
+    last = min((end for end in ends if end), default=0)
+    errors = {
+        name: [r.values["train_error"] if r.broken_off else _near(r.curves["train_error"], last * 4 // 5, last) for r in found]
+        for name, found in records.items()
+    }
+    without, normalised = errors.values()
+    why = f"Training error in updates {last * 4 // 5:,} to {last:,}: "
+    why += f"{fmean(without):.1f} % without normalisation, {fmean(normalised):.1f} % with it."
+    if min(without) > NOT_STARTED and max(normalised) < STARTED:
+        return Outcome("shown", why, errors)
+    verdict = "refuted" if max(without) < NOT_STARTED or min(normalised) > STARTED else "under-powered"
+    return Outcome(verdict, why, errors)  # type: ignore[arg-type]
 
 
 def _trend(kind: str, rising: bool) -> Measured:
@@ -178,15 +235,19 @@ def _best_of_five(evidence: Evidence) -> Outcome:
 
 
 def single_layer(evidence: Evidence) -> Outcome:
-    """single_layer_residual_useless: the training errors of single-layer units and of plain layers, 110 of them."""
-    errors = {arm: evidence.values(arm, "train_error") for arm in ("resnet110-1layer", "plain110")}
+    """single_layer_residual_useless: the training errors of 110 layers in single-layer units, in units of two, and without
+    shortcuts."""
+    arms = ("resnet110-1layer", "plain110", "resnet110")
+    errors = {arm: evidence.values(arm, "train_error") for arm in arms}
     missing = [arm for arm, values in errors.items() if not values]
     if missing:
         return not_attempted(f"There is no training error of {', '.join(missing)} yet.")
-    gain = fmean(errors["plain110"]) - fmean(errors["resnet110-1layer"])
-    why = f"Single-layer units have a training error {gain:.1f} points below that of plain layers."
-    verdict = "shown" if gain < 5 else "refuted" if gain > 10 else "under-powered"
-    return Outcome(verdict, why, {**errors, "gain": gain})  # type: ignore[arg-type]
+    single, plain, double = (fmean(errors[arm]) for arm in arms)
+    gain, short = plain - single, single - double
+    why = f"Single-layer units have a training error {gain:.1f} points below that of plain layers and {short:.1f} above that of "
+    why += "units of two layers."
+    verdict = "refuted" if gain > 10 else "shown" if gain < 5 and short > 15 else "under-powered"
+    return Outcome(verdict, why, {**errors, "gain": gain, "short of two layers": short})  # type: ignore[arg-type]
 
 
 def _faster(evidence: Evidence) -> Outcome:
@@ -211,17 +272,17 @@ NOT_VANISHING = Measured(
     "In plain-56, initial and trained, every seed: shown if the root mean square gradient at the first unit is at least "
     f"{ALIVE:g} times that at the last; refuted if it is below {VANISHED:g} times anywhere; else under-powered. A product of "
     "27 units that vanishes does so by many powers of ten, so that a factor of ten is no sign of it.",
-    _not_vanishing,
+    unbroken("plain56", _not_vanishing),
 )
 HEALTHY = Measured(
     f"In plain-56, initial and trained: shown if the largest root mean square gradient of all depths is at most {SPREAD:g} "
     "times the smallest in every seed; refuted if it is more in every seed of one state; else under-powered.",
-    _healthy,
+    unbroken("plain56", _healthy),
 )
 FORWARD = Measured(
     "In plain-56, initial and trained: shown if the variance of the signal after every unit lies between 0.001 and 1,000 in "
     "every seed, refuted if in none; else under-powered. A signal that vanishes or explodes over 27 units leaves these bounds.",
-    _forward,
+    unbroken("plain56", _forward),
 )
 VANISHING = Measured(
     f"Shown if plain-56 trains worse than plain-20 ({DEGRADED.text}) and its gradients vanish; refuted if it trains worse and "
@@ -229,16 +290,23 @@ VANISHING = Measured(
     _vanishing,
 )
 CONVERGENCE = Measured(
-    f"Updates until the training loss falls below {LEVEL_WORDS} (mean of 5 points; the whole run where it does not, a lower "
-    "bound): plain-56 needs at least twice as many as plain-20, and more of a factor than the residual nets of the same "
-    "depths by at least the root of two. One-sided Welch tests of the logarithms over seeds at 95 %, both must hold; refuted "
-    "if either effect is excluded. Two depths cannot tell an exponential law from another.",
+    f"Updates until the training loss falls below {LEVEL_WORDS} (mean of 5 points): plain-56 needs at least twice as many as "
+    "plain-20, and more of a factor than the residual nets of the same depths by at least the root of two. One-sided Welch tests "
+    "of the logarithms over seeds at 95 %, both must hold; refuted if either effect is excluded. A run that stays above, "
+    "or breaks off, counts with its length, which is a bound: what it might hide is then neither shown nor refuted. Two depths "
+    "cannot tell an exponential law from another.",
     _convergence,
 )
 WARMUP = Measured(
     "Mean training error in the updates 300 to 400: shown if it is below 80 % at rate 0.01 and at least 80 % at 0.1, in every "
-    "seed; refuted if it is at least 80 % at 0.01, or below 78 % at 0.1.",
+    f"seed, with at least {WARM_LEAST:g} points between them; refuted if it is at least 80 % at 0.01, or below 78 % at 0.1.",
     _warmup,
+)
+START = Measured(
+    "Mean training error over the last fifth of the shorter training, at the same updates in both: shown if without "
+    f"normalisation it is above {NOT_STARTED:g} % and with it below {STARTED:g} %, in every seed; refuted if it is below "
+    f"{NOT_STARTED:g} % without in every seed, or above {STARTED:g} % with in every seed; else under-powered.",
+    _start,
 )
 BEST_OF_FIVE = Measured(
     "Five runs of ResNet-110 at budget full: the lowest error lies at least 0.1 points below the mean, so that it matters "

@@ -1,13 +1,29 @@
 """The claims of he2016 on shortcuts other than the identity (table 1, figure 3). Layer 4.
 
-Below budget full a network of 110 layers has 1,000 updates of one seed. To fail then means a training error at least 15 points
-above that of the original network after the same updates: two seeds of it differ by some points. At full it means what it means
-in the paper, a test error above 20 %.
+Below budget full a network of 110 layers has 1,000 updates of one seed, and two seeds differ by some points. To fail then means a
+training error at least 15 points above that of the original network after the same updates, and within 5 points of it is no
+failure; to be worse means 10 points. At full, to fail means what it means in the paper, a test error above 20 %.
 """
 
 from __future__ import annotations
 
-from residua.claims import AllOf, Claim, Equal, Exact, Fails, Lower, Rule, Works
+from statistics import fmean
+
+from residua.claims import (
+    AllOf,
+    Claim,
+    Equal,
+    Evidence,
+    Exact,
+    Fails,
+    Lower,
+    Measured,
+    Outcome,
+    Rule,
+    Verdict,
+    Works,
+    not_attempted,
+)
 from residua.papers import _he2016_settled as settled
 from residua.papers._small import by_budget
 
@@ -19,22 +35,45 @@ WORKING = tuple(
     for name in ("scale-0.5-0.5", "exclusive-gate-bias-6", "shortcut-gate-bias0", "shortcut-gate-bias-6", "conv1x1")
 )
 SHORT = "a thousand updates decide by training error, and gross differences only"
-FAIL = 15.0
+FAIL, NEAR, LEARNED = 15.0, 5.0, 80.0  # points above the original network, and the error below which that has learned something
+GROSS, GROSS_LOSS = 10.0, 0.3  # what one seed decides: points of training error, and the nats that go with them at some 50 %
 
 
 def _fails(arm: str) -> Rule:
-    return by_budget(Fails(arm, 20.0), Lower(BASE, arm, "train_error", FAIL, gross=FAIL), SHORT)
+    return by_budget(Fails(arm, 20.0), _behind(arm), SHORT)
 
 
-def _worse(arm: str, least: float, gross: float) -> Rule:
+def _behind(arm: str) -> Rule:
+    """The training error lies far above that of the original network, which has itself learned something."""
+
+    def decide(evidence: Evidence) -> Outcome:
+        errors = {name: evidence.values(name, "train_error") for name in (BASE, arm)}
+        missing = [name for name, values in errors.items() if not values]
+        if missing:
+            return not_attempted(f"There is no training error of {', '.join(missing)} yet.")
+        base, own = (fmean(values) for values in errors.values())
+        why = f"Training error: {BASE} {base:.1f} %, {arm} {own:.1f} %, {own - base:+.1f} points."
+        verdict: Verdict = (
+            "shown" if own - base > FAIL else "refuted" if own - base < NEAR and base < LEARNED else "under-powered"
+        )
+        return Outcome(verdict, why, {**errors, "difference": own - base})
+
+    text = (
+        f"{arm} fails: its training error is more than {FAIL:g} points above that of {BASE} after the same updates. Refuted if "
+        f"it is less than {NEAR:g} points above it and {BASE} itself is below {LEARNED:g} %; else under-powered."
+    )
+    return Measured(text, decide)
+
+
+def _worse(arm: str, least: float) -> Rule:
     """Worse than the original network: in test error at full, in training error else."""
-    return by_budget(Lower(BASE, arm, least=least), Lower(BASE, arm, "train_error", gross=gross), SHORT)
+    return by_budget(Lower(BASE, arm, least=least), Lower(BASE, arm, "train_error", gross=GROSS), SHORT)
 
 
 SHORTCUTS = (
     Claim(
         "identity_shortcut_best",
-        AllOf(*(_worse(arm, 0.15, 5.0) for arm in WORKING)),
+        AllOf(*(_worse(arm, 0.15) for arm in WORKING)),
         (BASE, *WORKING),
         stands_in="Shortcut-only gating with a bias of -6, 0.3 points worse in the paper, is under-powered by design.",
     ),
@@ -42,7 +81,7 @@ SHORTCUTS = (
     Claim(
         "frozen_gate_worse",
         AllOf(
-            _worse("resnet110-scale-0.5-0.5", 2.9, 5.0),
+            _worse("resnet110-scale-0.5-0.5", 2.9),
             by_budget(Works("resnet110-scale-0.5-0.5", 20.0), Works("resnet110-scale-0.5-0.5", 80.0, "train_error"), SHORT),
         ),
         (BASE, "resnet110-scale-0.5-0.5"),
@@ -73,7 +112,7 @@ SHORTCUTS = (
                     Lower(BASE, "resnet110-exclusive-gate-bias-6", least=1.0),
                     Lower(BASE, "resnet110-exclusive-gate-bias-7", least=1.0),
                 ),
-                Lower(BASE, "resnet110-exclusive-gate-bias-6", "train_error", gross=5.0),
+                Lower(BASE, "resnet110-exclusive-gate-bias-6", "train_error", gross=GROSS),
                 SHORT,
             ),
         ),
@@ -85,7 +124,7 @@ SHORTCUTS = (
         AllOf(
             by_budget(
                 Lower("resnet110-shortcut-gate-bias-6", "resnet110-shortcut-gate-bias0", least=3.0),
-                Lower("resnet110-shortcut-gate-bias-6", "resnet110-shortcut-gate-bias0", "train_error", gross=5.0),
+                Lower("resnet110-shortcut-gate-bias-6", "resnet110-shortcut-gate-bias0", "train_error", gross=GROSS),
                 SHORT,
             ),
             by_budget(
@@ -97,7 +136,12 @@ SHORTCUTS = (
         (BASE, "resnet110-shortcut-gate-bias0", "resnet110-shortcut-gate-bias-6"),
         stands_in="That a bias of -6 comes close cannot be shown by one seed: under-powered by design below budget full.",
     ),
-    Claim("conv1x1_hurts_deep", _worse("resnet110-conv1x1", 2.8, 5.0), (BASE, "resnet110-conv1x1")),
+    Claim(
+        "conv1x1_hurts_deep",
+        _worse("resnet110-conv1x1", 2.8),
+        (BASE, "resnet110-conv1x1"),
+        stands_in="That it helped at 34 layers on ImageNet (option C of he2015) is not run with it.",
+    ),
     Claim("dropout_shortcut_fails", _fails("resnet110-dropout-0.5"), (BASE, "resnet110-dropout-0.5")),
     Claim(
         "optimisation_not_capacity",
@@ -109,7 +153,7 @@ SHORTCUTS = (
                 settled.gates_contain_the_identity,
             ),
             *(
-                Lower(BASE, arm, "train_loss", 0.05, gross=0.1, reason="At equal updates.")
+                Lower(BASE, arm, "train_loss", 0.05, gross=GROSS_LOSS, reason="At equal updates.")
                 for arm in ("resnet110-shortcut-gate-bias0", "resnet110-conv1x1")
             ),
         ),

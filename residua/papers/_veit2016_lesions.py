@@ -11,6 +11,7 @@ from typing import Any
 from scipy import stats
 
 from residua.claims import Evidence, Measured, Outcome, Verdict, not_attempted
+from residua.rules import unbroken
 
 __all__ = [
     "decided", "deletion_hurts_little", "deletion_of_a_layer", "first_unit", "grows_smoothly", "increases", "only_for_deep",
@@ -61,7 +62,7 @@ def deletion_hurts_little(arm: str, limit: float) -> Measured:
         f"In {arm}, every unit but the first and those at stage transitions, off one at a time: shown if the median increase "
         f"of the test error is at most {limit:g} points and at least three quarters of them stay within {2 * limit:g}, in "
         f"every seed; refuted if the median exceeds {2 * limit:g}.",
-        decide,
+        unbroken(arm, decide),
     )
 
 
@@ -84,7 +85,7 @@ def deletion_of_a_layer(arm: str) -> Measured:
     return Measured(
         f"In {arm} with any one layer removed (zero where that changes the shape): shown if every error is at least 0.85 of "
         "that of chance, in every seed; refuted if fewer than half of the layers reach that; else under-powered.",
-        decide,
+        unbroken(arm, decide),
     )
 
 
@@ -105,7 +106,7 @@ def transitions(arm: str) -> Measured:
     return Measured(
         f"In {arm}: shown if every unit at a stage transition, off, raises the error by at least 2 points more than the median "
         "of the ordinary units, in every seed; refuted if one raises it less than that median; else under-powered.",
-        decide,
+        unbroken(arm, decide),
     )
 
 
@@ -155,7 +156,7 @@ def grows_smoothly(arm: str) -> Measured:
         f"In {arm}, median test error over draws against the number of units that are off: shown if no step falls by more than "
         "2 points and none is more than half of the whole rise, in every seed; refuted if one is more than three quarters; "
         "else under-powered.",
-        decide,
+        unbroken(arm, decide),
     )
 
 
@@ -177,7 +178,7 @@ def reordering(arm: str) -> Measured:
         f"In {arm}, units swapped in pairs within their stages: shown if Spearman's correlation of the test error with "
         "Kendall's tau of the order is at most -0.6 and below 0 at 95 %, in every seed; refuted if it is above 0; else "
         "under-powered.",
-        decide,
+        unbroken(arm, decide),
     )
 
 
@@ -229,7 +230,7 @@ def only_for_deep(arm: str) -> Measured:
     return Measured(
         f"In {arm}, any one unit off: shown if the median increase of the error is at least 5 points in every seed, refuted if "
         "below 1.",
-        decide,
+        unbroken(arm, decide),
     )
 
 
@@ -246,5 +247,5 @@ def first_unit(arm: str) -> Measured:
 
     return Measured(
         f"In {arm}: shown if no unit does more damage when off than the first one, in every seed; refuted if more than two do.",
-        decide,
+        unbroken(arm, decide),
     )

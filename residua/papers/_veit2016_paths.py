@@ -13,6 +13,7 @@ from residua.claims import Evidence, Measured, Outcome, not_attempted
 from residua.papers._settled import images, settled, skips_of
 from residua.papers._veit2016_lesions import decided
 from residua.paths import path_lengths
+from residua.rules import unbroken
 
 __all__ = ["binomial_paths", "cannot_be_split", "carried_by_short_paths", "decays_exponentially", "short_paths_are_rare"]
 
@@ -43,7 +44,7 @@ def decays_exponentially(arm: str) -> Measured:
         f"In {arm}, log10 of the mean gradient norm over single paths against their length, a straight line by least squares: "
         "shown if it falls by at least 0.02 a unit with R2 of at least 0.9, in every seed; refuted if it does not fall or R2 "
         "is below 0.5.",
-        decide,
+        unbroken(arm, decide),
     )
 
 
@@ -66,7 +67,7 @@ def carried_by_short_paths(arm: str, longest: float, rare: float) -> Measured:
         f"In {arm}, the lengths that together carry 95 % of the sum of number of paths times mean norm: shown if the longest "
         f"is at most {longest:.0%} of the units and these lengths are at most {rare:.0%} of all paths, in every seed; refuted "
         "if the longest is above half of the units and they are more than half of all paths; else under-powered.",
-        decide,
+        unbroken(arm, decide),
     )
 
 
