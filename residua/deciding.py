@@ -47,8 +47,12 @@ def outcome_of(claim: Claim, known: Known) -> Outcome:
         return Outcome("not attempted", f"The rule could not be applied ({type(error).__name__}: {error}).")
     if outcome.verdict != "not attempted" or isinstance(claim.rule, NotAttempted) or known.budget == "smoke":
         return outcome
-    missing = [f"{arm} has no run at this budget: {known.left_out[arm]}" for arm in claim.arms if arm in known.left_out]
-    return Outcome("not attempted", _sentences(missing) or outcome.why, outcome.numbers)
+    there = {record.arm for record in known.records}
+    without = [arm for arm in claim.arms if arm not in there]
+    if not without or not all(arm in known.left_out for arm in without):  # what is missing can be run, and the rule names it
+        return outcome
+    missing = [f"{arm} has no run at this budget: {known.left_out[arm]}" for arm in without]
+    return Outcome("not attempted", _sentences(missing), outcome.numbers)
 
 
 def claim_entry(key: str, claim: Claim, known: Known, outcome: Outcome | None = None) -> dict[str, Any]:

@@ -19,11 +19,13 @@ VERDICTS: tuple[Verdict, ...] = ("shown", "refuted", "under-powered", "not attem
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rule decides: the verdict, a sentence that says why, and the numbers that it stands on (plain JSON values)."""
+    """What a rule decides: the verdict, a sentence that says why, and the numbers that it stands on (plain JSON values).
+    `p_against` is the p-value by which a test over seeds refutes; None where something else decides."""
 
     verdict: Verdict
     why: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
+    p_against: float | None = None
 
 
 def not_attempted(why: str) -> Outcome:

@@ -51,7 +51,7 @@ class Lower:
         one = _difference(evidence, self.left, self.right, self.measure, self.least)
         verdict = _judged(one, self.least, _limit(self.measure, self.gross))
         said = f"{one.words(self.left, self.right)} {_reading(verdict, one, self.least, _limit(self.measure, self.gross))}"
-        return Outcome(verdict, said.rstrip(), one.numbers())
+        return Outcome(verdict, said.rstrip(), one.numbers(), None if one.single else one.p_below)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Ordered:
             f"{left} to {right} {one.estimate:+.3g} ({part})" for (left, right), one, part in zip(pairs, found, verdicts)
         )
         numbers = {"neighbours": [{"from": a, "to": b, **one.numbers()} for (a, b), one in zip(pairs, found)]}
-        return Outcome(verdict, f"Steps of the {named(self.measure)}: {listed}.", numbers)
+        against = None if any(one.single for one in found) else min(holm([one.p_below for one in found]))
+        return Outcome(verdict, f"Steps of the {named(self.measure)}: {listed}.", numbers, against)
 
     def _verdicts(self, found: Sequence[Comparison]) -> list[Verdict]:
         if any(one.single for one in found):
@@ -130,7 +131,9 @@ class Equal:
             "shown": f"That lies within {self.margin:g}.", "refuted": f"That lies beyond {outside:g}.",
             "under-powered": "One seed a side cannot show equality." if one.single else f"That lies across {self.margin:g}.",
         }[verdict]  # fmt: skip
-        return Outcome(verdict, f"{one.words(self.left, self.right)} {said}", one.numbers())
+        above, below = (_difference(evidence, self.left, self.right, self.measure, edge) for edge in (self.margin, -self.margin))
+        against = None if one.single else min(1 - above.p_below, below.p_below)
+        return Outcome(verdict, f"{one.words(self.left, self.right)} {said}", one.numbers(), against)
 
 
 def _limit(measure: str, given: float | None) -> float:

@@ -13,6 +13,7 @@ from residua.claims import Arm, Claim
 from residua.deciding import Known, claim_entry, outcome_of, row_entry
 from residua.evidence import VERDICTS, Outcome
 from residua.papers import published
+from residua.recipe import Recipe
 from residua.reproduction_page import spread
 from residua.selection import Shelf, select, shelf
 from residua.wording import NOTHING, decimal
@@ -27,13 +28,15 @@ fails when the two differ; nothing in it was typed. `residua reproduce PAPER/CLA
 whose number stands in brackets.
 
 *shown* and *refuted* are decided by the rule that was written down before any run; *under-powered* means that these runs cannot
-decide; *not attempted* says why. At the budget *small*, trainings are shortened to some epochs: a verdict there is about the
-direction of an effect at that length, not about the paper's numbers. A training that broke off because its loss was not
-finite counts with the errors of chance and the loss of equal probabilities.
+decide; *not attempted* says why. At the budget *small*, trainings are shortened to some epochs, and where a network or its data
+is too large for a small machine another stands in for it: shallower, narrower, or on CIFAR-10 in place of ImageNet. What it is
+stands beside each verdict and number. A verdict there is about the direction of an effect at that size and length, not about the
+paper's numbers. A training that broke off because its loss was not finite counts with the errors of chance and the loss of equal
+probabilities.
 """
 
 PLANNED = """Every training that the budget *small* asks for, as the papers' files state it. Arms in one row share their runs.
-`residua reproduce --budget small` says how long they take on your machine.
+`residua reproduce` lists how long they take on your machine, `residua reproduce --budget small` runs them all.
 """
 
 
@@ -72,7 +75,8 @@ def document(folder: Path, papers: Shelf | None = None) -> str:
         own = [entries[f"{key}/{claim.id}"] for claim in paper.claims]
         parts.append(f"## {key}\n\n{published(key).citation}\n")
         parts.append(_table(["claim", "verdict", "budget", "why"], [
-            [f"`{entry['id']}`: {entry['statement']}", entry["verdict"], entry["budget"], entry["why"]] for entry in own
+            [f"`{entry['id']}`: {entry['statement']}", entry["verdict"], entry["budget"], _why(entry, claim, papers)]
+            for entry, claim in zip(own, paper.claims)
         ]))  # fmt: skip
         parts += _items(key, papers, cards)
     parts += ["## The runs at the budget small\n", PLANNED, _planned(papers), "## Runs\n"]
@@ -80,6 +84,29 @@ def document(folder: Path, papers: Shelf | None = None) -> str:
         _table(["run", "budget", "test error", "training error", "minutes", "plan, processor"], [_run(card) for card in cards])
     )
     return "\n".join(parts)
+
+
+def _why(entry: Mapping[str, Any], claim: Claim, papers: Shelf) -> str:
+    """What decided, and on what it was decided in place of what is claimed."""
+    said = [entry["why"]]
+    if entry["verdict"] != "not attempted" and entry["budget"] == "small":
+        arms = [papers.arm(name) for name in claim.arms]
+        stands = [arm.stand_in for arm in arms if isinstance(arm, Arm) and arm.stand_in and not budgets.unavailable(arm, "small")]
+        said += [f"*{text[:1].upper()}{text[1:].rstrip('.')}.*" for text in dict.fromkeys([*stands, entry["stands_in"]]) if text]
+    return " ".join(said)
+
+
+def _form(name: str, papers: Shelf, budget: str) -> str:
+    """How a row's arm is trained at a budget below full, in some words."""
+    arm = papers.arm(name)
+    if not isinstance(arm, Arm) or budget == "full":
+        return ""
+    recipe = budgets.recipe_at(arm, budget, 0)
+    return "; ".join(text for text in (_length(recipe), arm.stand_in) if text)
+
+
+def _length(recipe: Recipe) -> str:
+    return f"{recipe.steps:,} updates" if recipe.steps is not None else f"{recipe.epochs:g} epochs"
 
 
 def _planned(papers: Shelf) -> str:
@@ -93,12 +120,11 @@ def _planned(papers: Shelf) -> str:
     rows = []
     for arms in groups.values():
         recipe, seeds = budgets.recipe_at(arms[0], "small", 0), max(budgets.seeds_at(arm, "small") for arm in arms)
-        length = f"{recipe.steps:,} updates" if recipe.steps is not None else f"{recipe.epochs:g} epochs"
         names = ", ".join(f"`{arm.name}`" for arm in arms)
         stands = "; ".join(
             dict.fromkeys(f"{arm.name}: {arm.stand_in}" if len(arms) > 1 else arm.stand_in for arm in arms if arm.stand_in)
         )
-        rows.append([names, recipe.data.source, f"{length} of {recipe.batch_size}", str(seeds), stands])
+        rows.append([names, recipe.data.source, f"{_length(recipe)} of {recipe.batch_size}", str(seeds), stands])
     return _table(["arms", "data", "length", "seeds", "what stands in"], rows)
 
 
@@ -112,8 +138,11 @@ def _items(key: str, papers: Shelf, cards: list[dict[str, Any]]) -> list[str]:
             measured = [row for row in rows if row["mean"] is not None]
             if measured:
                 parts.append(f"### {key}/{item.id}: {item.title}, {budget}\n")
-                parts.append(_table(["row", "measure", "paper", "measured"], [
-                    [row["label"], row["measure"], _number(row["published"]), spread(row)] for row in measured
+                if item.note:
+                    parts.append(f"{item.note}\n")
+                parts.append(_table(["row", "measure", "paper", "measured", "trained"], [
+                    [row["label"], row["measure"], _number(row["published"]), spread(row), _form(row["arm"], papers, budget)]
+                    for row in measured
                 ]))  # fmt: skip
     return parts
 

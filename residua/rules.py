@@ -7,10 +7,10 @@ committed, before any run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from residua.comparing import binomial_error
+from residua.comparing import CONFIDENCE, binomial_error, holm
 from residua.evidence import Evidence, Outcome, not_attempted
 
 __all__ = [
@@ -82,22 +82,38 @@ class Works:
 
 class AllOf:
     """Several rules at once: refuted if one is refuted, else not attempted if one could not be attempted, else under-powered if
-    one is, else shown. Each is tested at the full level: to show all of them no correction is needed (intersection-union)."""
+    one is, else shown. To show all of them each is tested at the full level (intersection-union); to refute one of them the
+    p-values of those that rest on a test are corrected for their number (Holm 1979)."""
 
     def __init__(self, *rules: Rule) -> None:
         self.rules = rules
 
     @property
     def text(self) -> str:
-        return "All of these. " + " ".join(f"({number}) {rule.text}" for number, rule in enumerate(self.rules, 1))
+        return "All of these; refuted if one of them is, with Holm's correction for the number of tests. " + " ".join(
+            f"({number}) {rule.text}" for number, rule in enumerate(self.rules, 1)
+        )
 
     def __call__(self, evidence: Evidence) -> Outcome:
-        outcomes = [rule(evidence) for rule in self.rules]
+        outcomes = _corrected([rule(evidence) for rule in self.rules])
         numbers = {"parts": [{"verdict": one.verdict, "why": one.why, "numbers": dict(one.numbers)} for one in outcomes]}
         for verdict in ("refuted", "not attempted", "under-powered"):
             if said := [one.why for one in outcomes if one.verdict == verdict]:
-                return Outcome(verdict, " ".join(said), numbers)
+                against = [one.p_against for one in outcomes if one.p_against is not None]
+                return Outcome(verdict, " ".join(said), numbers, min(against) if against and verdict == "refuted" else None)
         return Outcome("shown", " ".join(one.why for one in outcomes), numbers)
+
+
+def _corrected(outcomes: list[Outcome]) -> list[Outcome]:
+    """Parts that are refuted at the full level, but not among so many tests, are under-powered; `p_against` is corrected."""
+    places = [place for place, one in enumerate(outcomes) if one.p_against is not None]
+    found = list(outcomes)
+    for place, p in zip(places, holm([outcomes[place].p_against or 0.0 for place in places])):
+        one = outcomes[place]
+        if one.verdict == "refuted" and p > 1 - CONFIDENCE:
+            one = replace(one, verdict="under-powered", why=f"{one.why} Among {len(places)} tests that is not enough.")
+        found[place] = replace(one, p_against=p)
+    return found
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,10 +27,11 @@ from residua.subjects import run_subject
 from residua.training import train
 from residua.version import __version__
 
-__all__ = ["FORMAT", "Settings", "carry_out"]
+__all__ = ["FORMAT", "Settings", "carry_out", "thinned"]
 
 FORMAT = 1
 POINTS = 200  # of a curve that is kept
+CLOSELY, LONG = 1_000, 10  # updates of which every line is kept, where the training is so many times as long
 OPENING = 50  # lines of the training's beginning that are kept as they were, to hold a repetition against
 MANIFEST = (
     "residua", "created", "versions", "hardware", "git", "data_fingerprint", "total_steps", "steps_per_epoch", "threads",
@@ -104,9 +106,9 @@ def _shown(run: Run, broken: str, settings: Settings) -> tuple[dict[str, float],
         values |= {f"train_{name}": fmean(line[name] for line in last) for name in ("error", "loss")}
         values |= _tested(tests[-1]["values"]) if tests else _evaluated(_evaluation([run], "center", settings))
         values["best_test_error"] = min([values["test_error"], *(line["values"]["top1_error"] for line in tests)])
-    curves = {f"train_{name}": _curve(lines, name) for name in ("error", "loss")}
+    curves = {f"train_{name}": thinned(lines, name) for name in ("error", "loss")}
     if tests:
-        curves |= {"test_error": _curve(tests, "top1_error"), "test_loss": _curve(tests, "loss")}
+        curves |= {"test_error": thinned(tests, "top1_error"), "test_loss": thinned(tests, "loss")}
     return values, curves
 
 
@@ -115,11 +117,14 @@ def _tested(values: Mapping[str, float]) -> dict[str, float]:
     return found | ({"top5_error": values["top5_error"]} if "top5_error" in values else {})
 
 
-def _curve(lines: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
-    """Points (update, value), at most `POINTS`: means of equal stretches, at their last update; those that are not finite (the
-    loss on test images of a network that is a few updates old) are left out."""
+def thinned(lines: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
+    """Points (update, value), some `POINTS`: means of equal stretches, at their last update; of a long training every line of
+    the first `CLOSELY` updates besides, where a warm-up is seen. Those that are not finite (the loss on test images of a network
+    that is a few updates old) are left out."""
     stretch = max(1, math.ceil(len(lines) / POINTS))
-    parts = [lines[start : start + stretch] for start in range(0, len(lines), stretch)]
+    closely = sum(line["step"] <= CLOSELY for line in lines) if lines and lines[-1]["step"] >= LONG * CLOSELY else 0
+    starts = [*range(closely), *range(closely, len(lines), stretch), len(lines)]
+    parts = [lines[start:end] for start, end in pairwise(starts)]
     means = [(part[-1]["step"], fmean(line["values"][name] for line in part)) for part in parts]
     return [[step, float(f"{value:.6g}")] for step, value in means if math.isfinite(value)]
 

@@ -18,14 +18,16 @@ import pytest
 from reproductions import arm, make_shelf, on_a_usual_machine
 
 from residua import budgets, checkpoints, costing, keeping, planning
-from residua.claims import Claim, NotAttempted
+from residua.claims import Claim, Lower, NotAttempted
+from residua.deciding import Known, outcome_of
 from residua.errors import RequestError
+from residua.evidence import Record
 from residua.matrix import Sources, Task, address_of, execute, read_record
 from residua.papers import published
 from residua.recipe import Recipe, differences, from_dict, replaced
 from residua.reproducing import Unwatched, reproduce
 from residua.results_page import best_known
-from residua.running import Settings, carry_out
+from residua.running import Settings, carry_out, thinned
 from residua.selection import select, shelf, statement
 from residua.verifying import verify
 
@@ -161,6 +163,27 @@ def test_the_forecast_of_a_run_counts_what_is_left_of_it(tmp_path: Path) -> None
     behind = int(before.name.removeprefix("step-")) / 24
     assert 0 < behind < 1
     assert forecast("he2015/lower") == pytest.approx((1 - behind) * (whole - 10.0) + 10.0)
+
+
+def test_of_a_long_training_the_beginning_is_kept_closely() -> None:
+    lines = [{"step": step, "values": {"loss": float(step)}} for step in range(32, 64_001, 32)]
+    curve = thinned(lines, "loss")
+    assert [step for step, _ in curve if step <= 1_000] == list(range(32, 1_000, 32))
+    assert 200 <= len(curve) <= 235
+    assert curve[-1] == [64_000, pytest.approx(64_000 - 32 * (len(lines) - 31 - 196 * 10 - 1) / 2, rel=1e-5)]
+    short = [{"step": step, "values": {"loss": 1.0}} for step in range(1, 2_001)]
+    assert [step for step, _ in thinned(short, "loss")] == list(range(10, 2_001, 10))
+
+
+def test_why_a_claim_is_not_attempted_names_what_is_missing() -> None:
+    """Not what the budget leaves out anyway, as long as something else that could be run is missing."""
+    rule = Lower("plain", "residual")
+    claim = Claim("x", rule, ("plain", "residual", "long"), statement="It is better.")
+    known = Known("small", [Record("plain", 0, {"test_error": 5.0})], left_out={"long": "it is long"})
+    assert "residual" in outcome_of(claim, known).why
+    assert "it is long" not in outcome_of(claim, known).why
+    known = Known("small", [], left_out={"plain": "it is plain", "residual": "it is too", "long": "it is long"})
+    assert outcome_of(claim, known).why.count("it is") == 3
 
 
 def test_addresses_follow_what_decides_a_result(tmp_path: Path) -> None:

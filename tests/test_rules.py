@@ -115,6 +115,34 @@ def test_all_of_several_is_as_strong_as_the_weakest() -> None:
     assert AllOf(Lower("b", "a"), Works("d", 60.0))(facts).verdict == "refuted"
 
 
+def test_of_several_tests_one_that_refutes_must_do_so_among_all() -> None:
+    """With every true effect at `least`, a claim of four parts is refuted in 5 % of the cases and not in 5 % for each part."""
+    arms = {f"{side}{arm}": mean for side in "wxyz" for arm, mean in (("a", 10.0), ("b", 11.0))}
+    parts = [Lower(f"{side}a", f"{side}b", least=1.0) for side in "wxyz"]
+    assert verdicts(AllOf(*parts), 3, **arms)["refuted"] / DRAWS <= 0.05 + 3 * (0.05 * 0.95 / DRAWS) ** 0.5
+    facts = evidence(wa=[10.0, 10.1, 10.2], wb=[8.0, 8.1, 8.2], xa=[1.0, 1.1, 1.2], xb=[5.0, 5.1, 5.2])
+    outcome = AllOf(*parts[:2])(facts)
+    assert outcome.verdict == "refuted"
+    assert outcome.p_against is not None
+    assert outcome.p_against == pytest.approx(2 * (parts[0](facts).p_against or 1.0))
+
+
+def test_a_refutation_has_its_p_value() -> None:
+    """The verdict and the p-value of each kind of rule say the same."""
+    near = evidence(a=[10.0, 10.4, 10.2], b=[10.1, 10.5, 10.3])
+    far = evidence(a=[10.0, 10.4, 10.2], b=[8.1, 8.5, 8.3])
+    for facts, verdict in ((far, "refuted"), (near, "shown")):
+        outcome = Equal("a", "b", margin=1.0)(facts)
+        assert outcome.verdict == verdict
+        assert outcome.p_against is not None
+        assert (outcome.p_against < 0.05) == (verdict == "refuted")
+    for rule in (Lower("a", "b", least=0.5), Ordered(("a", "b"), least=0.5)):
+        outcome = rule(far)
+        assert outcome.verdict == "refuted"
+        assert outcome.p_against is not None
+        assert outcome.p_against < 0.05
+
+
 def test_smoke_decides_nothing_but_what_needs_no_run() -> None:
     facts = evidence("smoke", a=[10.0, 10.1], b=[20.0, 20.1])
     assert Claim("x", Lower("a", "b"), ("a", "b"), statement=".").decide(facts).verdict == "not attempted"

@@ -21,13 +21,21 @@ SINGLE = "A side has one seed, so that nothing is known of the spread."
 
 @dataclass(frozen=True)
 class Estimate:
-    """A weighted sum of means with its one-sided confidence bounds; `single` where a sample has one value only, so that there are
-    none (then both are the estimate)."""
+    """A weighted sum of means with its one-sided confidence bounds, its standard error and degrees of freedom; `single` where a
+    sample has one value only, so that there are none (then the bounds are the estimate)."""
 
     value: float
     low: float
     high: float
     single: bool
+    error: float = 0.0
+    freedom: float = 1.0
+
+    def below(self, least: float) -> float:
+        """The p-value against an effect of at least `least`."""
+        if not self.error:
+            return float(self.value >= least)
+        return float(stats.t.cdf((self.value - least) / self.error, self.freedom))
 
     def words(self, what: str) -> str:
         bounds = SINGLE if self.single else f"95 % one-sided bounds {self.low:+.3g} and {self.high:+.3g}."
@@ -47,8 +55,9 @@ def weighed(terms: Sequence[tuple[float, Sequence[float]]]) -> Estimate:
     if not total:
         return Estimate(value, value, value, single=False)
     freedom = total**2 / math.fsum(part**2 / (len(sample) - 1) for part, (_, sample) in zip(parts, terms))
-    reach = float(stats.t.ppf(CONFIDENCE, freedom)) * math.sqrt(total)
-    return Estimate(value, value - reach, value + reach, single=False)
+    error = math.sqrt(total)
+    reach = float(stats.t.ppf(CONFIDENCE, freedom)) * error
+    return Estimate(value, value - reach, value + reach, single=False, error=error, freedom=freedom)
 
 
 def judged(found: Estimate, least: float, what: str, gross: float = math.inf) -> Outcome:
@@ -58,11 +67,12 @@ def judged(found: Estimate, least: float, what: str, gross: float = math.inf) ->
         limit = max(least, gross)
         verdict = "shown" if found.value > limit else "refuted" if found.value < -limit else "under-powered"
         return Outcome(verdict, said, found.numbers())  # type: ignore[arg-type]
+    against = found.below(least)
     if found.low > 0 and found.value >= least:
-        return Outcome("shown", said, found.numbers())
+        return Outcome("shown", said, found.numbers(), against)
     if found.high < least:
-        return Outcome("refuted", f"{said} An effect of {least:g} is excluded.", found.numbers())
-    return Outcome("under-powered", f"{said} The seeds do not decide.", found.numbers())
+        return Outcome("refuted", f"{said} An effect of {least:g} is excluded.", found.numbers(), against)
+    return Outcome("under-powered", f"{said} The seeds do not decide.", found.numbers(), against)
 
 
 @dataclass(frozen=True)
