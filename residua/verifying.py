@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,14 +17,16 @@ from residua import recipe as recipes
 from residua.comparing import binomial_error
 from residua.errors import RequestError, RunError, unknown
 from residua.reproducing import OUT, Unwatched, Watcher
+from residua.rules import named
 from residua.step import NonFiniteLoss
 from residua.training import train
 
 __all__ = ["Verification", "verify"]
 
 MINUTES = 5.0
-TOLERANCE = 0.05  # relative, of the losses of the first updates: other threads and processors round otherwise, and it grows
+TOLERANCE = 0.05  # relative, of the losses of the first lines: other threads and processors round otherwise, and it grows
 FIRST = 10  # lines within which rounding cannot have grown much
+CLOSELY, CLOSE, IMAGES = 3, 0.01, 2.0  # updates in which it has not grown yet: the tolerance there, and images that may turn
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def verify(
     watcher = watcher or Unwatched()
     recipe = recipes.replaced(recipes.from_dict(card["recipe"], identity), {"plan": card["manifest"]["plan"]}, identity)
     target = Path(out) / "verified" / identity
+    broken = False
     stop = _Stopper(watcher, time.perf_counter() + 60 * minutes)
     threads = torch.get_num_threads()
     torch.set_num_threads(card["manifest"]["threads"])
@@ -95,15 +99,35 @@ def verify(
     except RunError as error:
         if not isinstance(error.__cause__, NonFiniteLoss):
             raise
+        broken = True
     finally:
         torch.set_num_threads(threads)
     run = runs.open_run(target)
     if run.manifest["data_fingerprint"] != card["manifest"]["data_fingerprint"]:
         raise RequestError(f"{recipe.data.source} holds other data here than {identity} was trained on: the fingerprints differ.")
-    lines = [[line["step"], line["values"]["loss"], line["values"]["error"]] for line in run.metrics("train")]
-    tests = run.metrics("test") if run.finished() else []
-    final = tests[-1]["values"]["top1_error"] if tests else None
-    return _compared(card, lines, run.manifest["total_steps"], final)
+    return _compared(card, _Repeated.of(run, broken))
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """What a repetition has shown: (update, loss, error in per cent) of its lines; the errors of a run that came to its end, as
+    `residua.evidence.Record` has them; whether its loss became other than finite."""
+
+    lines: list[list[float]]
+    total: int
+    errors: dict[str, float]
+    broken: bool
+
+    @classmethod
+    def of(cls, run: runs.Run, broken: bool) -> _Repeated:
+        metrics = run.metrics("train")
+        lines = [[line["step"], line["values"]["loss"], line["values"]["error"]] for line in metrics]
+        total, tests = run.manifest["total_steps"], run.metrics("test") if run.finished() else []
+        errors = {}
+        if tests:
+            last = [error for step, _, error in lines if step > total - run.manifest["steps_per_epoch"]]
+            errors = {"test_error": tests[-1]["values"]["top1_error"], "train_error": fmean(last)}
+        return cls(lines, total, errors, broken)
 
 
 class _Stopper(Unwatched):
@@ -127,24 +151,60 @@ class _Stopper(Unwatched):
             raise _Enough
 
 
-def _compared(card: Mapping[str, Any], lines: Sequence[Sequence[float]], total: int, error: float | None) -> Verification:
-    pairs = list(zip(card["opening"], lines))
+def _compared(card: Mapping[str, Any], repeated: _Repeated) -> Verification:
+    pairs = list(zip(card["opening"], repeated.lines))
     if not pairs:
         raise RunError(f"{card['id']} was not repeated far enough to compare anything: give it more minutes.")
-    kept = card["values"].get("test_error") if error is not None else None
-    largest = max(abs(ours[1] - theirs[1]) / max(abs(theirs[1]), 1e-3) for theirs, ours in pairs[:FIRST])
-    exact = all(list(theirs) == list(ours) for theirs, ours in pairs) and kept == error
-    close = largest <= TOLERANCE and (kept is None or error is None or abs(kept - error) <= _spread(kept, card["num_test"]))
-    verdict = "equal" if exact else "agrees" if close and math.isfinite(largest) else "differs"
+    kept = {name: card["values"][name] for name in repeated.errors if name in card["values"]}
+    apart = [abs(ours[1] - theirs[1]) / max(abs(theirs[1]), 1e-3) for theirs, ours in pairs]
+    largest = max(apart[:FIRST], key=lambda one: one if math.isfinite(one) else math.inf)
+    exact = all(list(theirs) == list(ours) for theirs, ours in pairs) and kept == repeated.errors
+    trouble = _trouble(card, repeated, pairs, kept)
+    verdict = "differs" if trouble else "equal" if exact else "agrees"
     first = f"The losses of the first {min(FIRST, len(pairs))} lines"
-    why = {
-        "equal": f"The first {len(pairs)} lines of losses are equal to the last digit.",
-        "agrees": f"{first} agree within {100 * largest:.2g} %, as other rounding does.",
-        "differs": f"{first} differ by up to {100 * largest:.2g} %.",
-    }[verdict]
-    if kept is not None and error is not None:
-        why += f" The final test error is {error:.2f} %, and was {kept:.2f} %."
-    return Verification(card["id"], int(lines[-1][0]), total, verdict, why, len(pairs), largest, kept, error)
+    why = (
+        trouble
+        or {
+            "equal": f"The first {len(pairs)} lines of losses are equal to the last digit.",
+            "agrees": f"{first} agree within {100 * largest:.2g} %, as other rounding does.",
+        }[verdict]
+    )
+    if verdict == "agrees" and pairs[0][0][0] > CLOSELY:
+        why += f" They are means of {pairs[0][0][0]:.0f} updates, in which other seeds look much the same."
+    if "test_error" in kept:
+        why += f" The final test error is {repeated.errors['test_error']:.2f} %, and was {kept['test_error']:.2f} %."
+    largest = largest if math.isfinite(largest) else 0.0
+    updates, both = int(repeated.lines[-1][0]), (kept.get("test_error"), repeated.errors.get("test_error"))
+    return Verification(card["id"], updates, repeated.total, verdict, why, len(pairs), largest, *both)
+
+
+def _trouble(
+    card: Mapping[str, Any],
+    repeated: _Repeated,
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]],
+    kept: Mapping[str, float],
+) -> str:
+    """What a repetition and the kept run differ in by more than rounding, in a sentence; "" for nothing."""
+    if repeated.broken and not card["broken_off"]:
+        return "The repetition broke off, which the kept run did not."
+    if repeated.errors and card["broken_off"]:
+        return f"The repetition came to its end, and the kept run did not. {card['broken_off']}"
+    images = IMAGES * 100 / card["recipe"]["batch_size"]
+    for place, (theirs, ours) in enumerate(pairs):
+        if theirs[0] != ours[0] or not all(map(math.isfinite, (*theirs, *ours))):
+            return f"Line {place + 1} cannot be compared: {list(theirs)} was kept, {list(ours)} is here."
+        apart = abs(ours[1] - theirs[1]) / max(abs(theirs[1]), 1e-3)
+        if place < FIRST and apart > TOLERANCE:
+            return f"The losses of the first {min(FIRST, len(pairs))} lines differ by up to {100 * apart:.2g} %."
+        if ours[0] <= CLOSELY and (apart > CLOSE or abs(ours[2] - theirs[2]) > images):
+            return (
+                f"At update {ours[0]:.0f} the loss is {ours[1]:.4g} and was {theirs[1]:.4g}, the error {ours[2]:.1f} % and was "
+                f"{theirs[2]:.1f} %: more than rounding."
+            )
+    for name, value in kept.items():
+        if abs(repeated.errors[name] - value) > _spread(value, card["num_test"]):
+            return f"The final {named(name)} is {repeated.errors[name]:.2f} %, and was {value:.2f} %: more than seeds differ."
+    return ""
 
 
 def _spread(percent: float, count: int) -> float:

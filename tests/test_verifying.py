@@ -11,7 +11,7 @@ from reproductions import make_shelf, on_a_usual_machine
 
 from residua.errors import RequestError
 from residua.reproducing import reproduce
-from residua.verifying import FIRST, TOLERANCE, Verification, verify
+from residua.verifying import CLOSELY, FIRST, TOLERANCE, Verification, verify
 
 SHELF = make_shelf()
 
@@ -68,10 +68,42 @@ def test_losses_agree_within_the_tolerance_and_no_further(
     kept: Path, repeated: Path, tmp_path: Path, factor: float, verdict: str
 ) -> None:
     card = card_of(kept)
-    card["opening"][3][1] *= factor
+    card["opening"][CLOSELY][1] *= factor
     found = against(card, tmp_path, repeated)
     assert found.verdict == verdict
     assert found.largest == pytest.approx(1 - 1 / factor, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "amount", "verdict"),
+    [
+        (1, 0.008, "agrees"),
+        (1, 0.012, "differs"),
+        (2, 100 / 32, "agrees"),
+        (2, 300 / 32, "differs"),
+        (2, float("nan"), "differs"),
+    ],
+)
+def test_the_first_updates_are_compared_closely(
+    kept: Path, repeated: Path, tmp_path: Path, column: int, amount: float, verdict: str
+) -> None:
+    """A loss that is another seed's, or three images of 32 that are classified otherwise, before rounding can have grown."""
+    card = card_of(kept)
+    card["opening"][1][column] += amount * (card["opening"][1][1] if column == 1 else 1.0)
+    assert against(card, tmp_path, repeated).verdict == verdict
+
+
+def test_another_run_differs(kept: Path, repeated: Path, tmp_path: Path) -> None:
+    card = card_of(kept)
+    other = card_of(kept, "plain")
+    assert against(card | {"opening": other["opening"]}, tmp_path, repeated).verdict == "differs"
+
+
+def test_a_run_that_broke_off_differs_from_one_that_did_not(kept: Path, repeated: Path, tmp_path: Path) -> None:
+    card = card_of(kept) | {"broken_off": "Training broke off: the loss was nan at update 20."}
+    found = against(card, tmp_path, repeated)
+    assert found.verdict == "differs"
+    assert "came to its end" in found.why
 
 
 def test_losses_after_the_first_lines_may_have_grown_apart(kept: Path, repeated: Path, tmp_path: Path) -> None:
@@ -91,6 +123,14 @@ def test_the_final_error_may_differ_as_that_of_another_seed(
     found = against(card, tmp_path, repeated)
     assert found.verdict == verdict
     assert f"{card['values']['test_error']:.2f} %" in found.why
+
+
+def test_the_training_error_counts_too(kept: Path, repeated: Path, tmp_path: Path) -> None:
+    card = card_of(kept)
+    card["values"]["train_error"] = abs(card["values"]["train_error"] - 30.0)
+    found = against(card, tmp_path, repeated)
+    assert found.verdict == "differs"
+    assert "training error" in found.why
 
 
 def test_the_beginning_of_a_run_is_compared_where_the_time_is_short(kept: Path, tmp_path: Path) -> None:
