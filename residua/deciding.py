@@ -49,10 +49,9 @@ def outcome_of(claim: Claim, known: Known) -> Outcome:
         return outcome
     there = {record.arm for record in known.records}
     without = [arm for arm in claim.arms if arm not in there]
-    if not without or not all(arm in known.left_out for arm in without):  # what is missing can be run, and the rule names it
-        return outcome
-    missing = [f"{arm} has no run at this budget: {known.left_out[arm]}" for arm in without]
-    return Outcome("not attempted", _sentences(missing), outcome.numbers)
+    reasons = [f"{arm} has no run at this budget: {known.left_out[arm]}" for arm in without if arm in known.left_out]
+    said = [] if reasons and len(reasons) == len(without) else [outcome.why]  # what else is missing could be run
+    return Outcome("not attempted", _sentences([*said, *reasons]), outcome.numbers)
 
 
 def claim_entry(key: str, claim: Claim, known: Known, outcome: Outcome | None = None) -> dict[str, Any]:

@@ -8,8 +8,11 @@ A kept run speaks for its arm as long as the arm's recipe is the one it was made
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,9 @@ from residua.selection import Shelf
 __all__ = ["card_of", "exact_outcomes", "keep", "keep_exact", "kept_cards", "known_from", "own_cards", "shipped"]
 
 
+IMPLIED = ("num_classes", "in_channels", "image_size", "stem")  # options that the data decide (`residua.resolve`)
+
+
 def shipped() -> Path | None:
     """The results that come with the source tree, if this is one."""
     folder = Path(__file__).resolve().parent.parent / "results"
@@ -35,13 +41,14 @@ def shipped() -> Path | None:
 
 
 def card_of(task: Task) -> dict[str, Any]:
-    """What is kept of a run that is over: its record, and its measurements with what they were allowed."""
+    """What is kept of a run that is over: its record, and its measurements with the versions of those that a paper defines."""
     card = read_json(task.record)
     found = {name: read_json(task.measured(name)) for name in task.measurements}
     measured = {name: values["result"] for name, values in found.items() if values.get("result")}
     left_out = {name: values["left_out"] for name, values in found.items() if values.get("left_out")}
     own = {"id": task.id, "arm": task.arm.name}  # the run may have been made for another arm of the same recipe
-    return card | own | {"measurements": card["measurements"] | measured, "left_out": left_out}
+    versions = {name: values["version"] for name, values in found.items() if values.get("version")}
+    return card | own | {"measurements": card["measurements"] | measured, "left_out": left_out, "versions": versions}
 
 
 def keep(tasks: Iterable[Task], folder: Path) -> list[Path]:
@@ -52,8 +59,11 @@ def keep(tasks: Iterable[Task], folder: Path) -> list[Path]:
             continue
         path = folder / task.budget / f"{task.id}.json"
         card = card_of(task)
-        earlier = read_json(path).get("measurements", {})
-        _write(path, card | {"measurements": earlier | card["measurements"]})
+        with _alone(path.parent):
+            earlier = read_json(path)
+            if earlier.get("values") == card["values"]:  # the same training: what else was measured on it holds
+                card |= {name: earlier.get(name, {}) | card[name] for name in ("measurements", "versions")}
+            _write(path, card)
         written.append(path)
     return written
 
@@ -65,7 +75,8 @@ def keep_exact(outcomes: Mapping[str, Outcome], folder: Path) -> Path:
         name: {"verdict": outcome.verdict, "why": outcome.why, "numbers": plain(outcome.numbers)}
         for name, outcome in outcomes.items()
     }
-    _write(path, dict(sorted((read_json(path) | entries).items())))
+    with _alone(folder):
+        _write(path, dict(sorted((read_json(path) | entries).items())))
     return path
 
 
@@ -95,16 +106,20 @@ def own_cards(out: Path) -> list[dict[str, Any]]:
 
 
 def known_from(cards: Iterable[Mapping[str, Any]], papers: Shelf, budget: str) -> Known:
-    """What kept runs say at one budget; those of arms that have changed since, or are gone, say nothing."""
+    """What kept runs say at one budget; those of arms that have changed since, or are gone, say nothing, nor do measurements that
+    a paper has defined anew."""
     records: dict[tuple[str, int], Record] = {}
     ids: dict[tuple[str, int], str] = {}
     num_test = 0
-    for card in cards:
+    speaking = [card for card in cards if card["budget"] == budget and speaks(card, papers)]
+    trained = {card["id"].rpartition("-s")[2] for card in speaking}  # seed and address, under whichever arm's name
+    for card in speaking:
         key = (card["arm"], card["seed"])
-        if card["budget"] != budget or key in records or not speaks(card, papers):
+        if key in records or not {part.rpartition("-s")[2] for part in card["parts"]} <= trained:
             continue
         curves = {name: [(int(step), float(value)) for step, value in points] for name, points in card["curves"].items()}
-        records[key] = Record(*key, card["values"], curves, card["measurements"], card["broken_off"])
+        measured = {name: value for name, value in card["measurements"].items() if _current(name, card, papers)}
+        records[key] = Record(*key, card["values"], curves, measured, card["broken_off"])
         ids[key], num_test = card["id"], max(num_test, card["num_test"])
     left_out = {name: reason for name, arm in papers.arms.items() if (reason := budgets.unavailable(arm, budget))}
     return Known(budget, list(records.values()), num_test, ids, left_out)
@@ -119,7 +134,15 @@ def speaks(card: Mapping[str, Any], papers: Shelf) -> bool:
         return fits(budgets.recipe_at(arm, card["budget"], card["seed"]), _recipe(json.dumps(card["recipe"])))
     if isinstance(arm, Probe):
         return bool(card["address"] == addressed("probe", arm.name, arm.version, card["seed"], card["budget"]))
-    return isinstance(arm, Ensemble) and [part.rpartition("-s")[0] for part in card["parts"]] == list(arm.members)
+    if not isinstance(arm, Ensemble) or [part.rpartition("-s")[0] for part in card["parts"]] != list(arm.members):
+        return False
+    return bool(card["address"] == addressed("ensemble", arm.protocol, [part.rpartition("-")[2] for part in card["parts"]]))
+
+
+def _current(name: str, card: Mapping[str, Any], papers: Shelf) -> bool:
+    """Whether a measurement is that of this version; those that were kept before versions were are of the first."""
+    own = papers.measurements.get(name)
+    return own is None or own.version == card.get("versions", {}).get(name, 1)
 
 
 @cache
@@ -131,9 +154,26 @@ def fits(wanted: Recipe, resolved: Recipe) -> bool:
     """Whether a resolved recipe is one that `wanted` leads to: equal but for the fields that it leaves to the data."""
     for name, (asked, _) in recipes.differences(wanted, resolved).items():
         left_open = asked is None or (name in ("augment.crop", "model.name") and asked == "auto")
+        if name.startswith("model.options."):  # an option that the arm does not name is another network's, but for the data's own
+            left_open = asked is None and name.removeprefix("model.options.") in IMPLIED
         if not left_open and not name.startswith("checkpoints.") and name != "name":
             return False
     return True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from the files of a folder, which are read, added to and written, until the end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write(path: Path, card: Mapping[str, Any]) -> None:

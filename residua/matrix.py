@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +66,7 @@ class Task:
     """One run of the matrix: what is trained (or computed, or combined), where, and what is measured on it.
 
     `recipe` is that of an `Arm`, resolved; None for a `Probe` or an `Ensemble`, whose `parts` are the tasks of its members.
-    `num_test` is the number of images that its test error stands on.
+    `num_test` is the number of images that its test error stands on, `versions` those of the papers' own measurements, by name.
     """
 
     arm: Arm | Ensemble | Probe
@@ -78,6 +78,7 @@ class Task:
     measurements: tuple[str, ...] = ()
     parts: tuple[Task, ...] = field(default=())
     num_test: int = 0
+    versions: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -113,7 +114,8 @@ class Task:
             card = json.loads(self.measured(name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return bool(read_json(self.record).get("broken_off"))
-        return bool(card.get("allowance") == budgets.ALLOWANCE[self.budget])
+        same = card.get("version", 0) == self.versions.get(name, 0)
+        return bool(same and card.get("allowance") == budgets.ALLOWANCE[self.budget])
 
 
 def addressed(*parts: Any) -> str:

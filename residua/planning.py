@@ -63,7 +63,8 @@ def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources
             left_out[name] = reason
             continue
         try:
-            made = _tasks(arm, measurements, budget, out / "runs", sources, seeds, tasks)
+            versions = {one: papers.measurements[one].version for one in measurements if one in papers.measurements}
+            made = _tasks(arm, measurements, versions, budget, out / "runs", sources, seeds, tasks)
             costs |= {task.id: costing.seconds_of(arm, budget, _missing(task), _pace(task), _behind(task)) for task in made}
             tasks[name] = made
         except RequestError as error:
@@ -131,6 +132,7 @@ def _densest(parts: Sequence[set[Run]], costs: Mapping[Run, float], seconds: flo
 def _tasks(
     arm: Arm | Ensemble | Probe,
     measurements: tuple[str, ...],
+    versions: Mapping[str, int],
     budget: str,
     folder: Path,
     sources: Sources,
@@ -153,8 +155,8 @@ def _tasks(
     tasks: list[Task] = []
     for seed in range(count):
         recipe, fingerprint, num_test = sources.resolved(budgets.recipe_at(arm, budget, seed))
-        task = Task(arm, seed, budget, address_of(recipe, fingerprint), folder, recipe, measurements, num_test=num_test)
-        tasks.append(task)
+        address = address_of(recipe, fingerprint)
+        tasks.append(Task(arm, seed, budget, address, folder, recipe, measurements, num_test=num_test, versions=versions))
     return tasks
 
 

@@ -24,7 +24,7 @@ from residua.errors import RequestError
 from residua.evidence import Record
 from residua.matrix import Sources, Task, address_of, execute, read_record
 from residua.papers import published
-from residua.recipe import Recipe, differences, from_dict, replaced
+from residua.recipe import Model, Recipe, differences, from_dict, replaced
 from residua.reproducing import Unwatched, reproduce
 from residua.results_page import best_known
 from residua.running import Settings, carry_out, thinned
@@ -176,14 +176,46 @@ def test_of_a_long_training_the_beginning_is_kept_closely() -> None:
 
 
 def test_why_a_claim_is_not_attempted_names_what_is_missing() -> None:
-    """Not what the budget leaves out anyway, as long as something else that could be run is missing."""
+    """What could be run comes first; what the budget leaves out is told with its reason."""
     rule = Lower("plain", "residual")
     claim = Claim("x", rule, ("plain", "residual", "long"), statement="It is better.")
     known = Known("small", [Record("plain", 0, {"test_error": 5.0})], left_out={"long": "it is long"})
-    assert "residual" in outcome_of(claim, known).why
-    assert "it is long" not in outcome_of(claim, known).why
+    assert outcome_of(claim, known).why.startswith("There is no test error of residual yet.")
+    assert outcome_of(claim, known).why.endswith("long has no run at this budget: it is long.")
     known = Known("small", [], left_out={"plain": "it is plain", "residual": "it is too", "long": "it is long"})
-    assert outcome_of(claim, known).why.count("it is") == 3
+    assert outcome_of(claim, known).why.count("has no run at this budget: it is") == 3
+    assert "yet" not in outcome_of(claim, known).why
+
+
+def test_an_option_that_the_arm_does_not_name_is_another_networks() -> None:
+    wanted = Recipe(model=Model(name="cifar_resnet", options={"depth": 8}))
+    options = {"depth": 8, "num_classes": 10, "in_channels": 1}
+    assert keeping.fits(wanted, replaced(wanted, {"model.options": options, "data.image_size": 8}))
+    for more in ({"plain": True}, {"shortcut": "C"}, {"stochastic_depth": 0.5}):
+        assert not keeping.fits(wanted, replaced(wanted, {"model.options": options | more}))
+
+
+def test_a_measurement_that_is_defined_anew_is_made_anew_and_an_ensemble_speaks_for_its_own_members(tmp_path: Path) -> None:
+    reproduce(["he2015/norms", "he2015/works"], budget="small", seeds=1, out=tmp_path, papers=SHELF, keep=tmp_path / "kept")
+    cards = keeping.kept_cards(tmp_path / "kept")
+    known = keeping.known_from(cards, SHELF, "small")
+    assert {record.arm for record in known.records} == {"residual", "plain", "both"}
+    assert known.evidence(["residual"]).measurement("residual", "norms")
+    anew = replace(SHELF, measurements={"norms": replace(SHELF.measurements["norms"], version=2)})
+    assert not keeping.known_from(cards, anew, "small").evidence(["residual"]).measurement("residual", "norms")
+    told = Told()
+    reproduce("he2015/norms", budget="small", seeds=1, out=tmp_path, papers=anew, watcher=told, keep=tmp_path / "kept")
+    assert [name.partition("-")[0] for name in told.began] == ["residual"]
+    assert (
+        keeping.known_from(keeping.kept_cards(tmp_path / "kept"), anew, "small")
+        .evidence(["residual"])
+        .measurement("residual", "norms")
+    )
+    (both,) = (card for card in cards if card["arm"] == "both")
+    others = [card for card in cards if card["arm"] != "plain"]
+    assert {record.arm for record in keeping.known_from(others, SHELF, "small").records} == {"residual"}
+    forged = both | {"parts": [part.rpartition("-")[0] + "-0000000000" for part in both["parts"]]}
+    assert not keeping.speaks(forged, SHELF)
 
 
 def test_addresses_follow_what_decides_a_result(tmp_path: Path) -> None:
