@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -40,18 +40,33 @@ class Known:
 
 
 def outcome_of(claim: Claim, known: Known) -> Outcome:
-    """What the rule decides on what is known; where it cannot, why its arms have not run."""
+    """What the rule decides on what is known, and whether that was computed in one precision; where it cannot, why its arms have
+    not run."""
     try:
         outcome = claim.decide(known.evidence(claim.arms))
     except Exception as error:  # one rule that fails must not take the report of hours of runs with it
         return Outcome("not attempted", f"The rule could not be applied ({type(error).__name__}: {error}).")
-    if outcome.verdict != "not attempted" or isinstance(claim.rule, NotAttempted) or known.budget == "smoke":
+    if outcome.verdict != "not attempted":
+        return replace(outcome, why=_sentences([outcome.why, *_precisions(claim, known)]))
+    if isinstance(claim.rule, NotAttempted) or known.budget == "smoke":
         return outcome
     there = {record.arm for record in known.records}
     without = [arm for arm in claim.arms if arm not in there]
     reasons = [f"{arm} has no run at this budget: {known.left_out[arm]}" for arm in without if arm in known.left_out]
     said = [] if reasons and len(reasons) == len(without) else [outcome.why]  # what else is missing could be run
     return Outcome("not attempted", _sentences([*said, *reasons]), outcome.numbers)
+
+
+def _precisions(claim: Claim, known: Known) -> list[str]:
+    """A sentence where runs that are held against one another were computed in different precisions."""
+    found: dict[str, list[str]] = {}
+    for record in known.records:
+        if record.arm in claim.arms and record.plan:
+            found.setdefault(record.plan.partition("-")[0], []).append(record.arm)
+    if len(found) < 2:
+        return []
+    listed = "; ".join(f"{precision} {', '.join(sorted(set(arms)))}" for precision, arms in sorted(found.items()))
+    return [f"The plans that were the fastest differ in precision: {listed}."]
 
 
 def claim_entry(key: str, claim: Claim, known: Known, outcome: Outcome | None = None) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Record:
     seen), "train_error", "train_loss" (means over the last epoch, of the augmented images and the weights as they were),
     "seconds_per_image", "training_seconds", "parameters", "multiply_adds"; curves "train_error", "train_loss", "test_error",
     "test_loss". `broken_off` says why a training ended early: its loss was not finite; its errors then are those of
-    chance, its losses those of equal probabilities.
+    chance, its losses those of equal probabilities. `plan` is the name of the plan it was computed by; "" for what was not
+    trained.
     """
 
     arm: str
@@ -50,6 +51,7 @@ class Record:
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     measurements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     broken_off: str = ""
+    plan: str = ""
 
 
 @dataclass(frozen=True)

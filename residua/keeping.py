@@ -119,7 +119,7 @@ def known_from(cards: Iterable[Mapping[str, Any]], papers: Shelf, budget: str) -
             continue
         curves = {name: [(int(step), float(value)) for step, value in points] for name, points in card["curves"].items()}
         measured = {name: value for name, value in card["measurements"].items() if _current(name, card, papers)}
-        records[key] = Record(*key, card["values"], curves, measured, card["broken_off"])
+        records[key] = Record(*key, card["values"], curves, measured, card["broken_off"], card["manifest"].get("plan", ""))
         ids[key], num_test = card["id"], max(num_test, card["num_test"])
     left_out = {name: reason for name, arm in papers.arms.items() if (reason := budgets.unavailable(arm, budget))}
     return Known(budget, list(records.values()), num_test, ids, left_out)

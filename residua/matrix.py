@@ -150,7 +150,8 @@ def read_record(task: Task) -> Record | None:
     found = {name: read_json(task.measured(name)) for name in task.measurements}
     measured = card["measurements"] | {name: values["result"] for name, values in found.items() if values.get("result")}
     curves = {name: [(int(step), float(value)) for step, value in points] for name, points in card["curves"].items()}
-    return Record(task.arm.name, task.seed, card["values"], curves, measured, card["broken_off"])
+    plan = card["manifest"].get("plan", "")
+    return Record(task.arm.name, task.seed, card["values"], curves, measured, card["broken_off"], plan)
 
 
 def execute(tasks: Sequence[Task], work: Callable[[Task], None]) -> dict[str, str]:

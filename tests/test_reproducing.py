@@ -187,6 +187,16 @@ def test_why_a_claim_is_not_attempted_names_what_is_missing() -> None:
     assert "yet" not in outcome_of(claim, known).why
 
 
+def test_runs_in_different_precisions_are_told() -> None:
+    claim = Claim("x", Lower("plain", "residual", "train_error"), ("plain", "residual"), statement="It is better.")
+    for plan, told in (("bf16-fused", "bf16 residual; fp32 plain"), ("fp32-channels-last", "")):
+        records = [Record("plain", seed, {"train_error": 5.0 + seed}, plan="fp32-fused") for seed in range(2)]
+        records += [Record("residual", seed, {"train_error": 50.0 + seed}, plan=plan) for seed in range(2)]
+        outcome = outcome_of(claim, Known("small", records))
+        assert outcome.verdict == "shown"
+        assert (told in outcome.why) if told else ("precision" not in outcome.why)
+
+
 def test_an_option_that_the_arm_does_not_name_is_another_networks() -> None:
     wanted = Recipe(model=Model(name="cifar_resnet", options={"depth": 8}))
     options = {"depth": 8, "num_classes": 10, "in_channels": 1}
