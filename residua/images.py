@@ -11,7 +11,8 @@ Train, evaluate and predict all read files here, so that the same file gives the
 4. Transparency (an alpha channel or a transparent colour) is laid over white: (v * a + 255 * (255 - a)) / 255, rounded.
 5. Colour: CMYK becomes (255 - C)(255 - K) / 255 and so on, YCbCr follows JFIF; colour profiles are not applied. RGB to grey
    is (19595 R + 38470 G + 7471 B + 32768) // 65536 (ITU-R 601-2 luma); grey to RGB repeats the grey.
-6. EXIF orientation, all eight, as written ahead of the pixels (a PNG may also carry it behind them: that one is not looked for).
+6. EXIF orientation, all eight, as written ahead of the pixels (a PNG may also carry it behind them: that one is not looked for);
+   where there is none, the orientation that an XMP packet gives.
 7. Reduced scale: where a view says how large the whole image must be at the least, a JPEG is decoded at the smallest of the
    scales 1/8, 1/4, 1/2 and 1 that gives ceil(H / r) x ceil(W / r) pixels of at least that size (libjpeg's scaled inverse
    cosine transform). The scale follows from the size of the image and the size that is asked for, and from nothing else; every
@@ -75,7 +76,7 @@ Source = str | Path | bytes | bytearray | memoryview | BinaryIO
 
 
 class Header(NamedTuple):
-    """What an image file says of itself: size as seen (after EXIF orientation), Pillow's mode and format, and the channels
+    """What an image file says of itself: size as seen (after orientation), Pillow's mode and format, and the channels
     its content calls for: 1 for grey modes, 3 for all others."""
 
     width: int
@@ -246,7 +247,7 @@ def _load(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none, where it is damaged, and for TIFF, which Pillow turns by itself."""
+    """The orientation by EXIF or else XMP, 1 to 8; 1 without one, if damaged, and for TIFF, which Pillow turns by itself."""
     if image.format == "TIFF":
         return 1
     try:

@@ -16,7 +16,8 @@ __all__ = ["Frame", "decoded", "plain_frame"]
 _START, _END_OF_HEADER = 0xD8, 0xDA
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended and progressive, by Huffman codes
 _ODD_FRAMES = frozenset(range(0xC3, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_APPLICATION = {0xE1: b"Exif", 0xE2: b"MPF"}  # which say that the image is turned, or one of several
+_APPLICATION = {0xE1: (b"Exif", b"http"), 0xE2: (b"MPF",)}  # which may say that the image is turned (XMP too), or one of several
+_FRAME_BYTES = 6  # of a frame header, as far as it is read here: bits a value, height, width, components
 
 
 class Frame(NamedTuple):
@@ -28,7 +29,7 @@ class Frame(NamedTuple):
 
 
 def plain_frame(data: bytes | bytearray) -> Frame | None:
-    """The frame of a JPEG of 8 bits a value without an EXIF block, the first of one image; None for anything else."""
+    """The frame of a JPEG of 8 bits a value without an EXIF or XMP block, the first of one image; None for anything else."""
     if data[:2] != bytes((0xFF, _START)):
         return None
     place, found = 2, None
@@ -37,10 +38,10 @@ def plain_frame(data: bytes | bytearray) -> Frame | None:
         if marker == _END_OF_HEADER:
             return found
         content = place + 4
-        if marker in _ODD_FRAMES or data[content : content + 4].startswith(_APPLICATION.get(marker, b"\0none")):
+        if marker in _ODD_FRAMES or data[content : content + 4].startswith(_APPLICATION.get(marker, ())):
             return None
         if marker in _FRAMES:
-            if found is not None or data[content] != 8:
+            if found is not None or len(data) < content + _FRAME_BYTES or data[content] != 8:
                 return None
             height, width = (int.from_bytes(data[at : at + 2], "big") for at in (content + 1, content + 3))
             found = Frame(height, width, data[content + 5]) if height and width else None

@@ -205,6 +205,20 @@ def test_every_exif_orientation_of_a_jpeg_equals_the_turned_image(orientation: i
     assert (pixels(encoded(Image.fromarray(RGB), "JPEG", exif=exif)) == SHOWN[orientation](plain)).all()
 
 
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_a_jpeg_turned_by_xmp_alone_is_shown_upright_by_every_way_of_decoding(orientation: int) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
+    image = Image.fromarray(SMOOTH[:40, :80])
+    plain, data = encoded(image, "JPEG"), encoded(image, "JPEG", xmp=xmp)
+    expected = SHOWN[orientation](pixels(plain))
+    assert (pixels(data) == expected).all()
+    assert (pixels(data, 1) == SHOWN[orientation](pixels(plain, 1))).all()
+    header, least = read_header(data), [-(-side // 2) for side in expected.shape[:2]]
+    assert (header.height, header.width) == expected.shape[:2]
+    reduced = decode(plain, 3, Whole(20, 40)).permute(1, 2, 0).numpy()
+    assert (decode(data, 3, Whole(*least)).permute(1, 2, 0).numpy() == SHOWN[orientation](reduced)).all()
+
+
 def test_a_damaged_exif_block_does_not_lose_the_image() -> None:
     data = encoded(Image.fromarray(RGB), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert (pixels(data) == RGB).all()
@@ -287,6 +301,16 @@ def test_a_file_cut_at_any_length_is_refused_or_whole(format: str) -> None:
     for length in range(0, len(data), max(1, len(data) // 25)):
         with suppress(UnreadableImage):  # and no other error
             assert decode(data[:length], 3).shape == (3, 40, 56)
+
+
+def test_a_jpeg_cut_after_any_byte_has_pixels_or_is_refused() -> None:
+    for channels, mode in ((3, "RGB"), (1, "L")):
+        data = encoded(Image.fromarray(RGB).convert(mode), "JPEG")
+        for length in range(len(data)):
+            with suppress(UnreadableImage):  # and no other error
+                assert decode(data[:length], channels).shape == (channels, 5, 7)
+    with pytest.raises(UnreadableImage):
+        decode(b"\xff\xd8\xff\xc0\x00\x11", 3)
 
 
 def test_a_truncated_jpeg_has_a_header_but_no_pixels(tmp_path: Path) -> None:
