@@ -30,6 +30,9 @@ from residua.unit import walk
 __all__ = ["PLANS", "Length", "Plan", "Trial", "activation_bytes", "apply", "choose", "compiled", "measure"]
 
 COMPILE_FORECAST = 600.0  # seconds of eager training below which compiling is not tried: it costs up to a minute itself
+COMPILED_SHAPES = 256
+"""How often torch may compile the same code: by default 8 times, and the ninth is an error. It counts each size of a micro-batch
+and of its images (`augment.scales`), each stage that is compiled on its own, and all runs of the process."""
 LOSS_TOLERANCE = 0.05  # relative; bf16 rounds to 3 significant digits, and the first losses of a network are its noisiest
 
 
@@ -142,6 +145,8 @@ def compiled(network: Network, plan: Plan) -> nn.Module | Callable[[Tensor], Ten
         return twin
     if plan.compile == "none":
         return network
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, COMPILED_SHAPES)
     if plan.compile == "stages":
         return _Staged(network)
     return torch.compile(network, fullgraph=True, dynamic=False)

@@ -50,6 +50,10 @@ class Step:
 
     The network's own draws (dropout, stochastic depth) are seeded anew before each forward pass from (seed, step, micro-batch,
     process), so a step depends on nothing but its number and the weights.
+
+    Under a plan that compiles, a micro-batch that lost images (files that could not be decoded) goes through the same network
+    without compilation: each number of images would be compiled anew, for a minute. What is lost follows from the data and the
+    position, so a run stays repeatable.
     """
 
     def __init__(
@@ -139,10 +143,10 @@ class Step:
             chosen = torch.arange(start, end)[batch.valid[start:end]]
             last = index == len(cuts) - 2
             with self._synchronised(last):
-                sums += self._micro_batch(batch, chosen, index, count)
+                sums += self._micro_batch(batch, chosen, index, count, lost=len(chosen) < end - start)
         return sums
 
-    def _micro_batch(self, batch: Batch, chosen: Tensor, index: int, count: float) -> Tensor:
+    def _micro_batch(self, batch: Batch, chosen: Tensor, index: int, count: float, *, lost: bool) -> Tensor:
         whole = len(chosen) == len(batch.labels)
         images = batch.images if whole else batch.images[chosen.to(batch.images.device)]
         draws, labels = (value[chosen].to(self.device, non_blocking=True) for value in (batch.draws, batch.labels))
@@ -155,7 +159,8 @@ class Step:
         draw_depth(self.sampled, self.recipe.seed, batch.step, index)
         with self.plan.autocast(self.device):
             assert self.forward is not None
-            outputs = self.forward(self.plan.placed(x))
+            forward = self.network if lost and self.plan.compile != "none" and self.parallel is None else self.forward
+            outputs = forward(self.plan.placed(x))
         logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         losses = self._losses(logits, labels, mix)
         for head, inner in zip(self.network.auxiliaries, auxiliary):

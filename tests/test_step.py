@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from residua.dataset import ArraySamples
 from residua.errors import RunError
 from residua.models import create_model
 from residua.network import Auxiliary, Head, Network
-from residua.plan import PLANS
+from residua.plan import PLANS, Plan
 from residua.recipe import Recipe, replaced
 from residua.step import NonFiniteLoss, Step
 from residua.tasks import classify
@@ -182,6 +185,43 @@ def test_unreadable_images_count_for_nothing() -> None:
     assert (outcome.count, outcome.loss) == (SIZE - len(bad), pytest.approx(float(loss.detach()), rel=1e-5))
     for a, b in zip(gradients(step.network), gradients(twin)):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile without its code generator, which takes a minute a shape: graphs, guards and limits are torch's own."""
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = limit
+
+
+@pytest.mark.usefixtures("traced_only")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, where a stage's input is another's output
+@pytest.mark.parametrize("name", ["fp32-compile", "bf16-compile-stages"])
+def test_a_compiled_network_takes_batches_that_lost_any_number_of_images(name: str) -> None:
+    recipe, plain = recipe_with(), Plan("plain", PLANS[name].precision, "channels_last")
+    ours, theirs = (Step(network(), recipe, plan, STATS, 20, device=CPU) for plan in (PLANS[name], plain))
+    graphs = []
+    for number, lost in enumerate((0, 0, *range(1, 11))):
+        batch = batch_of(recipe, number, tuple(range(lost)))
+        found, expected = ours(batch), theirs(batch)
+        assert found.count == expected.count == int(batch.valid.sum())
+        assert found.loss == pytest.approx(expected.loss, rel=1e-4 if PLANS[name].precision == "fp32" else 0.02)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[-1] == graphs[1] > 0, "only the whole batch is compiled"
+
+
+@pytest.mark.usefixtures("traced_only")
+def test_a_compiled_network_takes_images_of_many_sizes() -> None:
+    scales = tuple((share / 10, (share + 3) / 12) for share in range(10))
+    recipe = recipe_with(augment__scales=scales, data__image_size=24)
+    step = Step(network(), recipe, PLANS["fp32-compile"], STATS, 10, device=CPU)
+    large = torch.zeros(SIZE, 3, 24, 24, dtype=torch.uint8)
+    for number in range(10):
+        assert step(replace(batch_of(recipe, number), images=large)).count == SIZE
 
 
 @pytest.mark.parametrize("limit", [1e-3, 1e6])
