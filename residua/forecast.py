@@ -93,7 +93,7 @@ def chosen_plan(
     plan.apply(plan.PLANS["fp32"], threads, device, sparing=sparing)
     seconds = None if recipe.minutes is None else 60 * recipe.minutes
     length = Length(seconds=seconds) if seconds else Length(steps=total_steps(recipe, order, math.nan, 0.0))
-    about = plan_memory.key(recipe, device, threads, world, num_classes)
+    about = plan_memory.key(recipe, device, threads, world, num_classes, (network.recompute_every, network.recompute_stages))
     known = plan_memory.recall(about)
     chosen, trials, note = plan.choose(trial, network, device, length, known=known)
     if {one.name for one in trials} <= {one.name for one in known}:

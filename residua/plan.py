@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -224,20 +224,27 @@ def choose(
     `make_step(plan)` gives a function of the step's number that trains a copy and returns the loss; each trial makes up to
     `steps` updates within `limit` seconds after a first one. fp32 and bf16 come first; then what could be faster still than
     the better of the two: channels-last order where bf16 is not, the fused loops on a CPU, and compiling where the run is
-    long. Trials in `known` are not repeated.
+    long. Trials in `known` are not repeated: their outcome stands, which came of losses in a run of their own. What is measured
+    here is judged by losses in fp32 that are measured here too, for those of another run may differ by its seed, data or rate.
     """
     before = {trial.name: trial for trial in known}
-    trials: list[Trial] = []
+    trials: dict[str, Trial] = {}
+    measured_here = False
 
-    def attempt(name: str, longer: int = 1) -> Trial:
-        trial = before.get(name) or measure(PLANS[name], make_step, longer * steps, longer * limit)
-        trials.append(trial)
-        return trial
+    def attempt(name: str, longer: int = 1) -> None:
+        nonlocal measured_here
+        if name in before:
+            trials[name] = before[name]
+            return
+        if not measured_here:
+            trials["fp32"], measured_here = measure(PLANS["fp32"], make_step, steps, limit), True
+        if name != "fp32":
+            trials[name] = judged(measure(PLANS[name], make_step, longer * steps, longer * limit), trials["fp32"])
 
-    reference = attempt("fp32")
+    attempt("fp32")
     attempt("bf16")
-    best = _best(trials, reference, length)
-    if best is reference:
+    best = _best(trials, length)
+    if best.name == "fp32":
         attempt("fp32-channels-last")
     precision, notes = PLANS[best.name].precision, []
     if device.type == "cpu":
@@ -246,15 +253,15 @@ def choose(
             attempt(f"{precision}-fused")
         elif obstacle is not None:
             notes.append(f"the fused loops are left out: {obstacle}")
-    best = _best(trials, reference, length)
+    best = _best(trials, length)
     if math.isfinite(best.seconds_per_step) and length.forecast(best.seconds_per_step) > COMPILE_FORECAST:
         obstacle = compile_obstacle(network, device)
         if obstacle is None:
             attempt(f"{precision}-compile", longer=2)
-            best = _best(trials, reference, length)
+            best = _best(trials, length)
         else:
             notes.append(obstacle)
-    return PLANS[best.name], [_judged(trial, reference) for trial in trials], "; ".join(notes)
+    return PLANS[best.name], list(trials.values()), "; ".join(notes)
 
 
 def has_batch_norm(network: nn.Module) -> bool:
@@ -262,12 +269,13 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
-def _best(trials: Sequence[Trial], reference: Trial, length: Length) -> Trial:
-    usable = [trial for trial in trials if agrees(trial, reference)]
-    return min(usable, key=length.cost) if usable else reference
+def _best(trials: Mapping[str, Trial], length: Length) -> Trial:
+    usable = [trial for trial in trials.values() if trial.outcome == "measured"]
+    return min(usable, key=length.cost) if usable else trials["fp32"]
 
 
-def _judged(trial: Trial, reference: Trial) -> Trial:
+def judged(trial: Trial, reference: Trial) -> Trial:
+    """The trial, rejected in its outcome if its losses differ from those of the reference, which the same run showed."""
     if trial.outcome == "measured" and not agrees(trial, reference):
         return Trial(**{**asdict(trial), "outcome": "rejected: its losses differ from those in fp32"})
     return trial

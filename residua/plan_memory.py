@@ -1,7 +1,8 @@
 """What trying plans showed, remembered between runs by model, shape, machine and versions. Layer 3.
 
-One JSON file a key in the folder `residua/plans` of the user's cache. A damaged or foreign file counts as none, and a folder
-that cannot be written is left alone: then plans are measured anew.
+Kept are plans whose losses agreed with those in fp32 in the run that tried them; one that was rejected is tried anew by the next
+run, whose losses are others. One JSON file a key in the folder `residua/plans` of the user's cache. A damaged or foreign file
+counts as none, and a folder that cannot be written is left alone: then plans are measured anew.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from residua.version import __version__
 __all__ = ["forget", "key", "place", "recall", "remember"]
 
 
-def key(recipe: Recipe, device: torch.device, threads: int, world: int, num_classes: int) -> dict[str, Any]:
-    """All that bears on the speed of a step, as plain values."""
+def key(
+    recipe: Recipe, device: torch.device, threads: int, world: int, num_classes: int, recompute: Sequence[int | None] = (0, None)
+) -> dict[str, Any]:
+    """All that bears on how fast plans are beside one another, as plain values. `recompute`: the network's `recompute_every` and
+    `recompute_stages`."""
     return {
         "model": recipe.model.name,
         "options": dict(recipe.model.options),
@@ -38,6 +42,7 @@ def key(recipe: Recipe, device: torch.device, threads: int, world: int, num_clas
         "optimizer": recipe.optim.name,
         "average": bool(recipe.average.decay),
         "augment": asdict(recipe.augment),
+        "recompute": list(recompute),
         "threads": threads,
         "processes": world,
         "hardware": machine.hardware(device),
@@ -71,9 +76,9 @@ def recall(about: dict[str, Any]) -> list[Trial]:
 
 
 def remember(about: dict[str, Any], trials: Sequence[Trial]) -> None:
-    """Keeps those trials that measured something, beside the ones remembered before."""
+    """Keeps those trials that measured something and were not rejected, beside the ones remembered before."""
     kept = {trial.name: trial for trial in (*recall(about), *trials) if _sound(trial)}
-    rows = [{**asdict(trial), "outcome": "measured"} for trial in kept.values()]
+    rows = [asdict(trial) for trial in kept.values()]
     path = place(about)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError, ValueError):
@@ -83,7 +88,7 @@ def remember(about: dict[str, Any], trials: Sequence[Trial]) -> None:
 
 
 def _sound(trial: Trial) -> bool:
-    return math.isfinite(trial.seconds_per_step) and all(map(math.isfinite, trial.losses))
+    return trial.outcome == "measured" and math.isfinite(trial.seconds_per_step) and all(map(math.isfinite, trial.losses))
 
 
 def forget(about: dict[str, Any]) -> None:

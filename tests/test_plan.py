@@ -127,10 +127,26 @@ def test_without_the_fused_loops_a_note_says_why(network: Network, monkeypatch: 
 
 def test_what_was_measured_before_is_not_measured_again(network: Network) -> None:
     asked: list[str] = []
-    known = [Trial("fp32", 0.02, 0.1, (1.0, 0.9), "measured"), Trial("bf16", 0.01, 0.1, (1.0, 0.9), "measured")]
-    outcomes = {"bf16-fused": slow(0.02)}
+    known = [Trial(name, pace, 0.1, (1.0, 0.9), "measured") for name, pace in (("fp32", 2), ("bf16", 0.01), ("bf16-fused", 0.02))]
+    chosen, found, _ = choose(steps_of({}, asked), network, CPU, Length(steps=100), steps=2, known=known)
+    assert (chosen.name, asked, found) == ("bf16", [], known)
+
+
+@pytest.mark.parametrize(("loss", "outcome"), [(1.0, "measured"), (3.0, "rejected: its losses differ from those in fp32")])
+def test_a_plan_is_judged_by_the_losses_of_this_run_and_not_by_remembered_ones(
+    network: Network, loss: float, outcome: str
+) -> None:
+    """The run that is remembered had losses of 3, 1.5, ... (another seed or rate), this one has 1, 0.5, ..."""
+    asked: list[str] = []
+    known = [Trial("fp32", 0.05, 0.1, (3.0, 1.5, 1.0), "measured"), Trial("bf16", 0.03, 0.1, (3.0, 1.5, 1.0), "measured")]
+    outcomes = {"fp32": slow(0.04), "bf16-fused": slow(0.01, loss)}
     chosen, found, _ = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=2, known=known)
-    assert (chosen.name, asked, len(found)) == ("bf16", ["bf16-fused"], 3)
+    assert asked == ["fp32", "bf16-fused"]
+    assert [(trial.name, trial.outcome) for trial in found] == [
+        ("fp32", "measured"), ("bf16", "measured"), ("bf16-fused", outcome),
+    ]  # fmt: skip
+    assert found[0].losses[0] == 1.0
+    assert chosen.name == ("bf16-fused" if outcome == "measured" else "bf16")
 
 
 @pytest.mark.parametrize("at", [0, 2])

@@ -13,7 +13,7 @@ from residua.plan import Trial
 from residua.recipe import Recipe, replaced
 
 CPU = torch.device("cpu")
-FOUND = [Trial("fp32", 0.02, 0.1, (1.0, 0.9), "measured"), Trial("bf16", 0.01, 0.2, (1.0, 0.8), "rejected: too far")]
+FOUND = [Trial("fp32", 0.02, 0.1, (1.0, 0.9), "measured"), Trial("bf16", 0.01, 0.2, (1.0, 0.8), "measured")]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_trials_come_back_as_they_were_measured() -> None:
     assert [(trial.name, trial.seconds_per_step, trial.losses) for trial in again] == [
         ("fp32", 0.02, (1.0, 0.9)), ("bf16", 0.01, (1.0, 0.8)),
     ]  # fmt: skip
-    assert {trial.outcome for trial in again} == {"measured"}, "whether a plan agrees is judged anew"
+    assert {trial.outcome for trial in again} == {"measured"}
     plan_memory.remember(about(), [Trial("bf16", 0.03, 0.2, (1.0, 0.8), "measured")])
     assert [trial.seconds_per_step for trial in plan_memory.recall(about())] == [0.02, 0.03]
     plan_memory.forget(about())
@@ -54,11 +54,16 @@ def test_the_seed_and_the_learning_rate_do_not_matter() -> None:
     assert len(plan_memory.recall(about(**{"seed": 7, "optim.lr": 0.3}))) == 2
 
 
-def test_failed_and_diverged_trials_are_not_kept() -> None:
-    plan_memory.remember(
-        about(), [Trial("fp32", math.inf, 0.0, (), "failed: no"), Trial("bf16", 0.1, 0.1, (math.nan,), "measured")]
-    )
+def test_failed_diverged_and_rejected_trials_are_not_kept() -> None:
+    failed, diverged = Trial("fp32", math.inf, 0.0, (), "failed: no"), Trial("bf16", 0.1, 0.1, (math.nan,), "measured")
+    plan_memory.remember(about(), [failed, diverged, Trial("fp32-fused", 0.01, 0.1, (2.0,), "rejected: in this run")])
     assert plan_memory.recall(about()) == []
+
+
+def test_a_network_that_recomputes_activations_is_another_key() -> None:
+    recipe = replaced(Recipe(), {"model.name": "resnet20"})
+    plan_memory.remember(about(), FOUND)
+    assert plan_memory.recall(plan_memory.key(recipe, CPU, 2, 1, 10, (3, 1))) == []
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"trials": [{"name": "fp32"}]}', '{"trials": 3}', "\0"])
