@@ -95,7 +95,7 @@ def chosen_plan(
     length = Length(seconds=seconds) if seconds else Length(steps=total_steps(recipe, order, math.nan, 0.0))
     about = plan_memory.key(recipe, device, threads, world, num_classes, (network.recompute_every, network.recompute_stages))
     known = plan_memory.recall(about)
-    chosen, trials, note = plan.choose(trial, network, device, length, known=known)
+    chosen, trials, note = plan.choose(trial, network, device, length, known=known, world=world)
     if {one.name for one in trials} <= {one.name for one in known}:
         note = "; ".join(filter(None, ("as measured before", note)))
     plan_memory.remember(about, trials)

@@ -4,7 +4,8 @@ On a CPU a training step spends a third of its time outside the convolutions, mo
 ReLU and addition, each with a pass of its own. Here a normalisation with what follows it takes two passes forward (statistics,
 result) and two backward (sums, gradient), and keeps for backward its input and, where an addition stands between, its result:
 nothing else. The loops are in kernels.c, which the machine's C compiler makes into a library once (a second; kept in
-the user's cache), and need maps in channels-last order, bfloat16 or float32. Where anything is missing, the plain layers run.
+the user's cache), and need maps in channels-last order, bfloat16 or float32; other maps go through the plain layers. `obstacle`
+says why the loops cannot be had on a machine: plans do without them there, or are refused.
 
 `fused(network)` gives a twin that shares all weights and buffers and computes the same to rounding. It is rewritten by the
 vocabulary: a normalisation and a ReLU in a chain, and in a unit the last normalisation of the branch, the addition and
@@ -71,7 +72,7 @@ def _compiler() -> str | None:
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     """The loops for maps of `dtype`, compiled for this processor, this compiler and this source, or taken from the cache."""
     compiler = _compiler()
-    assert compiler is not None
+    assert compiler is not None, "obstacle() is asked before the loops are"
     source = Path(__file__).with_name("kernels.c")
     command = [compiler, *_FLAGS, *_MACROS[dtype], "-shared", "-fPIC"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout

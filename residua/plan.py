@@ -94,6 +94,21 @@ def named(name: str) -> Plan:
     return PLANS[name]
 
 
+def check(plan: Plan, device: torch.device, world: int = 1, network: Network | None = None) -> None:
+    """Raises `RequestError` if updates (of `network`, where it is known) cannot be computed as the plan says: on this device and
+    machine, and in a run of `world` processes that is to begin. Without its fused loops a run would go on with other rounding."""
+    if plan.fused and device.type == "cpu" and (network is None or has_batch_norm(network)) and (why := kernels.obstacle()):
+        raise RequestError(
+            f"The plan {plan.name!r} cannot be used here: {why}. A run that began with it goes on where that is mended; "
+            f"a new one can take --plan {plan.precision} or auto."
+        )
+    if plan.compile != "none" and world > 1:
+        raise RequestError(
+            f"The plan {plan.name!r} compiles the network, which is for runs of one process; this one has {world}. "
+            f"Choose --plan {'bf16' if plan.precision == 'bf16' else 'fp32-channels-last'} or auto."
+        )
+
+
 def apply(plan: Plan, threads: int, device: torch.device, *, sparing: bool = False) -> None:
     """Sets what belongs to the whole process: threads, deterministic kernels, and an allocator that keeps its memory or, if
     `sparing`, gives it back."""
@@ -126,8 +141,10 @@ def spares(network: Network, plan: Plan | None = None) -> bool:
     return recomputes and not (plan is not None and plan.fused)
 
 
-def compile_obstacle(network: Network, device: torch.device) -> str | None:
-    """Why compiling is not tried, in a sentence; None if it can be."""
+def compile_obstacle(network: Network, device: torch.device, world: int = 1) -> str | None:
+    """Why compiling is not tried in a run of `world` processes, in a sentence; None if it can be."""
+    if world > 1:
+        return "compiling is skipped: it is for runs of one process"
     if len(list(walk(network))) > 120:
         return "compiling is skipped: the network has more than 120 units, and compiling would take many minutes"
     compilers = (os.environ.get("CXX"), "g++", "clang++", "c++")
@@ -218,14 +235,16 @@ def choose(
     steps: int = 4,
     limit: float = 1.5,
     known: Sequence[Trial] = (),
+    world: int = 1,
 ) -> tuple[Plan, list[Trial], str]:
     """The fastest plan for a run of this length, all trials, and a note on what was left out.
 
     `make_step(plan)` gives a function of the step's number that trains a copy and returns the loss; each trial makes up to
     `steps` updates within `limit` seconds after a first one. fp32 and bf16 come first; then what could be faster still than
     the better of the two: channels-last order where bf16 is not, the fused loops on a CPU, and compiling where the run is
-    long. Trials in `known` are not repeated: their outcome stands, which came of losses in a run of their own. What is measured
-    here is judged by losses in fp32 that are measured here too, for those of another run may differ by its seed, data or rate.
+    long and of one process (`world`). Trials in `known` are not repeated: their outcome stands, which came of losses in a run of
+    their own. What is measured here is judged by losses in fp32 that are measured here too, for those of another run may differ
+    by its seed, data or rate.
     """
     before = {trial.name: trial for trial in known}
     trials: dict[str, Trial] = {}
@@ -255,7 +274,7 @@ def choose(
             notes.append(f"the fused loops are left out: {obstacle}")
     best = _best(trials, length)
     if math.isfinite(best.seconds_per_step) and length.forecast(best.seconds_per_step) > COMPILE_FORECAST:
-        obstacle = compile_obstacle(network, device)
+        obstacle = compile_obstacle(network, device, world)
         if obstacle is None:
             attempt(f"{precision}-compile", longer=2)
             best = _best(trials, length)

@@ -216,7 +216,7 @@ def begin(
 
 
 def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.device, *, workers: int, share: Share) -> Prepared:
-    """Opens the run in `out` to go on; raises `RequestError` if the command, the data or the processes differ."""
+    """Opens the run in `out` to go on; raises `RequestError` if command, data or processes differ, or its plan fails here."""
     run = runs.open_run(out)
     changed = {k: v for k, v in recipes.differences(run.recipe, recipe).items() if not k.startswith("checkpoints.")}
     if changed:
@@ -230,6 +230,8 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
         raise RequestError(f"The run {out} was begun with {run.manifest['processes']} processes, not {share.world}.")
     stored = plan.named(run.manifest["plan"]["name"])
     network = fresh_network(run.recipe)
+    if not run.finished():
+        plan.check(stored, device, network=network)
     network.recompute_every, network.recompute_stages = run.manifest.get("recompute", [network.recompute_every, None])
     if not checkpoints.available(run.checkpoints):  # else the weights come from there, and the file may be gone
         loaded = start_from(network, run.recipe)

@@ -100,6 +100,8 @@ def _prepare(
 ) -> Prepared:  # fmt: skip
     if not runs.is_run(target):
         prepare.check_weights(wanted)
+        if wanted.plan != "auto":
+            plan.check(plan.named(wanted.plan), device, share.world)
     dataset, resolved = _open(wanted, data_dir, device, listener)
     workers = _workers(workers)
     if runs.is_run(target):

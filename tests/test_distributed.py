@@ -119,6 +119,17 @@ def test_a_wrong_request_is_said_once_without_a_traceback(images: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_plan_that_compiles_is_refused_before_anything_is_done(images: Path, tmp_path: Path) -> None:
+    fields = {**FIELDS, "plan": "fp32-compile"}
+    done = subprocess.run(
+        two_processes(images, tmp_path / "run", fields), env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("'fp32-compile' compiles the network") == 1
+    assert "Data:" not in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_number_of_processes_is_refused(images: Path, pair: Run) -> None:
     with pytest.raises(residua.RequestError, match="begun with 2 processes, not 1"):
         train(images, pair.path, **FIELDS)

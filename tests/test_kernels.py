@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from trainings import stopped, train, write_images
 
 from residua import kernels, plan
+from residua.errors import RequestError
 from residua.kernels import FusedNorm, FusedUnit, fused
 from residua.models import create_model
 from residua.network import Network
@@ -198,6 +201,42 @@ def test_maps_in_another_order_go_through_the_plain_layers() -> None:
     with pytest.raises(RuntimeError):
         kernels._apply(norm, x, None, True)  # as the plain layer does with weights of another type
     torch.testing.assert_close(kernels._apply(norm.double(), x, None, True), expected)
+
+
+@pytest.fixture
+def no_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """To call when the C compiler is to be gone, and with it what was compiled."""
+
+    def clear() -> None:
+        kernels.obstacle.cache_clear()
+        kernels._library.cache_clear()
+
+    def take_away() -> None:
+        clear()
+        monkeypatch.setenv("PATH", "/nowhere")
+        monkeypatch.delenv("CC", raising=False)
+
+    yield take_away
+    monkeypatch.undo()
+    clear()
+
+
+def test_a_fused_run_is_refused_without_a_compiler_before_any_work(no_loops: Callable[[], None], tmp_path: Path) -> None:
+    data = write_images(tmp_path / "images", {"dark": 12, "light": 12})
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    train(data, ended, plan="fp32-fused")
+    stopped(data, begun, at=2, plan="fp32-fused")
+    manifest = (begun / "manifest.json").read_bytes()
+    no_loops()
+    for out in (begun, tmp_path / "new"):
+        with pytest.raises(RequestError, match="'fp32-fused' cannot be used here: there is no C compiler"):
+            train(data, out, plan="fp32-fused")
+    assert (begun / "manifest.json").read_bytes() == manifest
+    assert train(data, ended, plan="fp32-fused").finished(), "there is nothing left to compute"
+    assert not (tmp_path / "new").exists()
+    nothing_to_fuse = create_model("cifar_resnet", depth=8, normalization="group")
+    plan.check(plan.PLANS["fp32-fused"], torch.device("cpu"), network=nothing_to_fuse)
+    plan.check(plan.PLANS["fp32-fused"], torch.device("cuda"))
 
 
 def test_a_compiler_that_fails_is_an_obstacle_in_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -183,6 +183,22 @@ def test_compiling_is_tried_only_for_runs_of_more_than_ten_minutes(network: Netw
         assert sum("compile" in name for name in asked) == compiles
 
 
+def test_compiling_is_left_out_of_runs_of_several_processes_with_its_reason(network: Network) -> None:
+    asked: list[str] = []
+    outcomes = {name: slow(0.01) for name in plan.PLANS}
+    _, _, note = choose(steps_of(outcomes, asked), network, CPU, Length(steps=10**6), steps=2, limit=0.05, world=2)
+    assert not any("compile" in name for name in asked)
+    assert note == "compiling is skipped: it is for runs of one process"
+
+
+@pytest.mark.parametrize(("name", "instead"), [("fp32-compile", "fp32-channels-last"), ("bf16-compile-stages", "bf16")])
+def test_a_plan_that_compiles_is_refused_for_several_processes(name: str, instead: str) -> None:
+    plan.check(PLANS[name], CPU)
+    plan.check(PLANS[instead], CPU, 2)
+    with pytest.raises(RequestError, match=f"'{name}' compiles .* this one has 2. Choose --plan {instead} or auto"):
+        plan.check(PLANS[name], CPU, 2)
+
+
 def test_a_slow_start_counts_only_in_a_short_run() -> None:
     quick = Trial("fp32", 0.02, 0.0, (1.0,), "measured")
     late = Trial("fp32-compile", 0.01, 50.0, (1.0,), "measured")
