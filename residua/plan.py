@@ -109,29 +109,39 @@ def check(plan: Plan, device: torch.device, world: int = 1, network: Network | N
         )
 
 
-def apply(plan: Plan, threads: int, device: torch.device, *, sparing: bool = False) -> None:
+def apply(plan: Plan, threads: int, device: torch.device, *, sparing: bool = False) -> int:
     """Sets what belongs to the whole process: threads, deterministic kernels, and an allocator that keeps its memory or, if
-    `sparing`, gives it back."""
+    `sparing`, gives it back. Returns what `set_allocator` does."""
     torch.set_num_threads(1 if plan.exact else threads)
-    set_allocator(sparing)
+    threshold = set_allocator(sparing)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
+    return threshold
 
 
-def set_allocator(sparing: bool) -> None:
+def set_allocator(sparing: bool) -> int:
     """Tells glibc to serve large buffers from its heap: by default each is mapped and unmapped anew, and a training step
     spends up to a third of its time in page faults. Where memory is what is short (`sparing`, for networks that recompute
     their activations) each large buffer is mapped and goes back at once, for the heap grows to several times what is in
-    use when its blocks are freed in another order than they were taken. Elsewhere than on glibc this does nothing."""
+    use when its blocks are freed in another order than they were taken.
+
+    Returns the size in bytes up to which buffers come from the heap. It is 0 where nothing could be set, and nothing is then:
+    elsewhere than on glibc, or where that refuses."""
     if not sys.platform.startswith("linux"):
-        return
+        return 0
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 2**18 if sparing else 2**30)
-        mallopt(m_trim_threshold, 2**18 if sparing else 2**31 - 1)
+    if mallopt is None:
+        return 0
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    # Older versions of glibc refuse more than half of a heap's largest size, 32 MiB on 64 bits. To set the other threshold alone
+    # would do harm: setting either one ends their growth, from 128 KiB on, with the buffers that are freed.
+    for threshold in (2**18,) if sparing else (2**30, 2**25):
+        if mallopt(m_mmap_threshold, threshold):
+            mallopt(m_trim_threshold, 2**18 if sparing else 2**31 - 1)
+            return threshold
+    return 0
 
 
 def spares(network: Network, plan: Plan | None = None) -> bool:

@@ -89,7 +89,7 @@ def _card(recipe: Recipe, dataset: Dataset, device: torch.device, threads: int) 
     recomputed = forecast.spare_memory(network, recipe, Share(), device)
     stats = normalization(dataset.splits["train"], recipe, dataset.facts.channels)
     trial = forecast.trial_factory(network, recipe, dataset, stats, device, 0, Share())
-    plan.apply(PLANS["fp32"], threads, device, sparing=plan.spares(network))
+    from_heap = plan.apply(PLANS["fp32"], threads, device, sparing=plan.spares(network))
     left_out = {"exact": "it is for the same bytes on every machine, not for speed"}
     trials: list[Trial] = []
     for candidate in _candidates(device):
@@ -126,7 +126,7 @@ def _card(recipe: Recipe, dataset: Dataset, device: torch.device, threads: int) 
         "memory_mib": needs["memory_mib"],
         "free_mib": forecast.free_memory(device) // 2**20,
         "recomputed": recomputed,
-        "notes": _notes(device, threads, network),
+        "notes": _notes(device, threads, network, from_heap),
         "remembered_in": str(plan_memory.place(about)),
     }
 
@@ -172,15 +172,19 @@ def _choice(updates: int, best: Plan, trials: list[Trial]) -> dict[str, Any]:
     return {"updates": updates, "plan": best.name, "seconds": round(Length(steps=updates).cost(own), 1)}
 
 
-def _notes(device: torch.device, threads: int, network: Any) -> list[str]:
-    """What is set for the whole process, in sentences."""
+def _notes(device: torch.device, threads: int, network: Any, from_heap: int) -> list[str]:
+    """What is set for the whole process, in sentences. `from_heap`: up to how many bytes buffers come from the heap, if set."""
     notes = []
     if device.type == "cpu":
-        if plan.spares(network):
+        if not from_heap:
+            notes.append("Memory: the system's allocator is as it was, for it cannot be told what to keep (glibc's mallopt).")
+        elif plan.spares(network):
             notes.append("Memory: every large buffer goes back to the system at once, for memory is what is short.")
         else:
+            largest = f" of up to {from_heap // 2**20} MiB" if from_heap < 2**30 else ""
             notes.append(
-                "Memory: freed buffers are kept and used again (glibc's mallopt), which saves a page fault for every 4 KiB."
+                f"Memory: freed buffers{largest} are kept and used again (glibc's mallopt), "
+                "which saves a page fault for every 4 KiB."
             )
         notes.append(f"Threads: {threads}, not bound to cores: binding them was no faster.")
         obstacle = kernels.obstacle()

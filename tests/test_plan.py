@@ -268,6 +268,39 @@ def test_a_forecast_counts_weights_gradients_momentum_average_and_activations(ne
     assert found == {"seconds": 12.3, "memory_mib": round((4 * 4 * weights + 16 * kept) / 2**20)}
 
 
+@pytest.mark.parametrize(
+    ("largest", "sparing", "expected", "calls"),
+    [
+        (2**40, False, 2**30, [(-3, 2**30), (-1, 2**31 - 1)]),
+        (2**25, False, 2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]),
+        (0, False, 0, [(-3, 2**30), (-3, 2**25)]),
+        (2**25, True, 2**18, [(-3, 2**18), (-1, 2**18)]),
+        (0, True, 0, [(-3, 2**18)]),
+    ],
+    ids=["newer glibc", "older glibc", "refuses all", "sparing", "refuses all, sparing"],
+)
+def test_large_buffers_come_from_the_heap_as_far_as_the_c_library_lets_them(
+    monkeypatch: pytest.MonkeyPatch, largest: int, sparing: bool, expected: int, calls: list[tuple[int, int]]
+) -> None:
+    """glibc's mallopt returns 1, or 0 for a threshold of mapping (-3) that it refuses; that of trimming (-1) it always takes."""
+    made: list[tuple[int, int]] = []
+
+    class Library:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> int:
+            made.append((parameter, value))
+            return int(parameter == -1 or value <= largest)
+
+    monkeypatch.setattr(plan.ctypes, "CDLL", lambda _: Library)
+    assert plan.set_allocator(sparing) == plan.apply(PLANS["fp32"], torch.get_num_threads(), CPU, sparing=sparing) == expected
+    assert made == calls + calls
+
+
+def test_without_the_c_librarys_thresholds_the_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.ctypes, "CDLL", lambda _: object())
+    assert plan.set_allocator(False) == 0
+
+
 def test_the_exact_plan_runs_in_one_thread() -> None:
     threads = torch.get_num_threads()
     try:

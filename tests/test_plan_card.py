@@ -6,9 +6,11 @@ import json
 import math
 
 import pytest
+import torch
 
-from residua import kernels, plan_memory, tables
+from residua import kernels, plan_card, plan_memory, tables
 from residua.errors import RequestError
+from residua.models import create_model
 from residua.plan import PLANS
 from residua.plan_card import LENGTHS, examine_plan, random_dataset
 
@@ -53,6 +55,15 @@ def test_what_was_measured_is_remembered_for_runs() -> None:
         kept = json.load(file)
     assert {row["name"] for row in kept["trials"]} >= {row["name"] for row in card["plans"]}
     assert plan_memory.recall(kept["key"])
+
+
+@pytest.mark.parametrize(
+    ("from_heap", "said"),
+    [(0, "allocator is as it was"), (2**25, "freed buffers of up to 32 MiB are"), (2**30, "freed buffers are")],
+)
+def test_the_card_says_which_memory_is_kept(from_heap: int, said: str) -> None:
+    network = create_model("cifar_resnet", depth=8)
+    assert said in plan_card._notes(torch.device("cpu"), 1, network, from_heap)[0]
 
 
 def test_a_wrong_request_is_refused_before_anything_is_tried() -> None:
