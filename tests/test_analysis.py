@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from json_page import assert_as_documented
 from torch import Tensor, nn
 from toy_runs import CLASSES, make_run, one_thread, write_folder  # noqa: F401
 from typer.testing import CliRunner
@@ -211,6 +212,7 @@ def test_the_command_writes_one_document_and_a_page(source: Path, tmp_path: Path
     result = command(run.path, *only(*QUICK), "--minutes", "0.2", "--json")
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
+    assert_as_documented("analyze", document)
     assert [entry["name"] for entry in document["analyses"]] == list(QUICK)
     assert document["page"] == str(run.path / "analysis.html")
     assert document["subjects"][0]["units"] == 3

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from json_page import assert_as_documented
 from PIL import Image
 from toy_runs import one_thread  # noqa: F401
 from trainings import command, environment, start, write_images
@@ -27,7 +28,6 @@ from residua import checkpoints
 from residua.cli import app
 from residua.runs import read_lines
 
-JSON_PAGE = Path(__file__).parents[1] / "docs" / "json-output.md"
 TINY = ("--model", "cifar_resnet", "--set", "model.depth=8", "--plan", "fp32", "--batch-size", "8", "--set", "steps=2")
 
 
@@ -83,48 +83,6 @@ def run(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------ JSON, as documented
-
-KINDS: dict[type, str] = {str: "text", bool: "boolean", int: "whole number", float: "number", type(None): "null"}
-
-
-def documented(name: str) -> dict[str, set[str]]:
-    """field -> the types that the page gives for a verb."""
-    table = JSON_PAGE.read_text(encoding="utf-8").partition(f"<!-- json: {name} -->\n")[2].partition("\n\n")[0]
-    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \| [^|]+ \|$", table, re.MULTILINE)
-    assert rows, name
-    return {field: set(types.split(" or ")) for field, types in rows}
-
-
-def leaves(value: Any, fields: dict[str, set[str]], path: str = "") -> Iterator[tuple[str, str]]:
-    """(field, type) of all that is in a document; an empty list is one of its own."""
-    if isinstance(value, dict):
-        free = any(field.startswith(f"{path}.*") for field in fields)
-        for key, inner in value.items():
-            yield from leaves(inner, fields, f"{path}.{'*' if free else key}".lstrip("."))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from leaves(inner, fields, f"{path}[]")
-        if not value:
-            yield path, "empty list"
-    else:
-        yield path, KINDS[type(value)]
-
-
-def assert_as_documented(name: str, *found: Any) -> None:
-    """Every field of the documents is on the page with its type, and every one on the page is in a document."""
-    fields = documented(name)
-    seen: dict[str, set[str]] = {}
-    for value in found:
-        for field, kind in leaves(value, fields):
-            seen.setdefault(field, set()).add(kind)
-    absent = {field for field, kinds in seen.items() if kinds & {"empty list", "null"}}
-    for field, kinds in seen.items():
-        given = fields.get(field, set()) | ({"empty list"} if any(name.startswith(f"{field}[]") for name in fields) else set())
-        given |= {"whole number"} if "number" in given else set()
-        assert kinds <= given, f"{field} is {kinds}, documented as {given or 'nothing'}"
-    for field, kinds in fields.items():
-        inside = any(field.startswith((f"{outer}[]", f"{outer}.")) for outer in absent)
-        assert field in seen or inside or "list" in kinds, f"{field} is documented and not written"
 
 
 def test_models_inspect_and_doctor_write_what_is_documented() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from json_page import assert_as_documented
 from reproductions import make_shelf
 from typer.testing import CliRunner
 
@@ -59,6 +60,9 @@ def test_the_verb_lists_every_claim_of_every_paper(tmp_path: Path, monkeypatch: 
     assert result.exit_code == 0, result.stderr
     for key, claim in select([]).claims:
         assert f"{key}/{claim.id}" in result.stdout
+    listed = CliRunner().invoke(app, ["reproduce", "--out", str(tmp_path), "--json"])
+    own = {"again": "only where a claim was asked for by name"}
+    assert_as_documented("reproduce", [{**own, **entry} for entry in json.loads(listed.stdout)])
 
 
 def test_the_verb_runs_an_item_and_writes_its_claims_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +71,7 @@ def test_the_verb_runs_an_item_and_writes_its_claims_as_json(tmp_path: Path, mon
     options = ["--budget", "smoke", "--out", str(tmp_path), "--keep", str(tmp_path / "kept")]
     result = CliRunner().invoke(app, ["reproduce", "he2015/fig6", "he2015/arithmetic", *options, "--json"])
     assert result.exit_code == 0, result.stderr
+    assert_as_documented("reproduce", json.loads(result.stdout))
     found = {entry["id"]: entry for entry in json.loads(result.stdout)}
     assert {name: entry["verdict"] for name, entry in found.items()} == {"lower": "not attempted", "arithmetic": "shown"}
     assert found["lower"]["budget"] == "smoke"
@@ -78,6 +83,7 @@ def test_the_verb_runs_an_item_and_writes_its_claims_as_json(tmp_path: Path, mon
     assert "8.75" in text
     run = next((tmp_path / "kept" / "smoke").glob("plain-s0-*.json")).stem
     repeated = CliRunner().invoke(app, ["reproduce", "--verify", run, "--out", str(tmp_path), "--json"])
+    assert_as_documented("reproduce --verify", json.loads(repeated.stdout))
     assert json.loads(repeated.stdout)["verdict"] == "equal"
 
 

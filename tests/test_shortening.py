@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from json_page import assert_as_documented
 from toy_runs import one_thread  # noqa: F401
 from trainings import Stop, final_bytes, settings, stopped, train, write_images
 from typer.testing import CliRunner
@@ -218,6 +219,7 @@ def test_the_command_says_what_went_and_gives_one_document(parent: Run, child: t
     assert said.exit_code == 0, said.output
     assert f"Removed (change of the mean loss on {child[1]['measured_on']}" in said.stdout
     document = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert_as_documented("shorten", document)
     assert document["after"] == child[1]["after"]
     refused = CliRunner().invoke(app, ["shorten", str(parent.path), "--keep", "9"])
     assert refused.exit_code == 2
