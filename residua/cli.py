@@ -159,7 +159,8 @@ def train(
     ] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="A network that `residua models` lists.")] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="fast, he2015-cifar, he2015-imagenet, or a .toml or .json file.")
+        str,
+        typer.Option("--recipe", "-r", help="fast, speedrun, ... (docs/command-line.md lists them), or a .toml or .json file."),
     ] = "fast",
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Length in passes over the data; rescales the schedule.")
@@ -172,7 +173,7 @@ def train(
     weights: Annotated[
         str | None, typer.Option("--weights", help="Start from a run, a weights file, or e.g. torchvision:IMAGENET1K_V2.")
     ] = None,
-    plan: Annotated[str | None, typer.Option("--plan", help="auto, fp32, bf16, bf16-compile, ... (default: measured).")] = None,
+    plan: Annotated[str | None, typer.Option("--plan", help="auto, fp32, ... (docs/command-line.md lists them).")] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="fp32, eager, one thread: the same bytes on any processor of one type.")
     ] = False,

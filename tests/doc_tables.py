@@ -1,8 +1,8 @@
-"""What of the documentation follows from the code: tables of modules, fields of a recipe, options of the command line, and of
-families of networks and their facts, and the figures of units.
+"""What of the documentation follows from the code: tables of modules, recipes and their fields, plans, options of the command
+line, and of families of networks and their facts, and the figures of units.
 
 `.venv/bin/python tests/doc_tables.py` writes all of it anew; test_docs fails where it differs. The last column of a table of
-fields or options is written by hand and kept.
+fields, plans or options is written by hand and kept.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from residua import drawing, recipe
 from residua.cli import app
 from residua.models import CATALOG, create_model
 from residua.network import Network
+from residua.plan import PLANS, Plan
+from residua.plan_card import _PARTS as PARTS
 from residua.published import Published
+from residua.recipes import CATALOG as RECIPES
 from residua.unit import walk
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "residua"
-CATALOGUES = ("models", "data", "tasks", "recipes")
-NAMES = r"modules|fields|options \w+|families|facts \w+|figure \S+ \S+"
+NAMES = r"modules|recipes|plans|fields|options \w+|families|facts \w+|figure \S+ \S+"
 BLOCK = re.compile(rf"<!-- begin (?P<name>{NAMES}) -->\n(?P<text>.*?)<!-- end (?P=name) -->", re.DOTALL)
 
 
@@ -38,24 +40,32 @@ BLOCK = re.compile(rf"<!-- begin (?P<name>{NAMES}) -->\n(?P<text>.*?)<!-- end (?
 
 
 def module_files() -> list[Path]:
-    """The modules of the package but for __init__ and __main__, and the folders that are catalogues."""
-    files = [path for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "__main__")]
-    return sorted(files) + [PACKAGE / name for name in CATALOGUES]
+    """The files of the package but for __init__ and __main__, and the folders that are catalogues."""
+    files = [path for path in PACKAGE.iterdir() if path.suffix in (".py", ".c") and path.stem not in ("__init__", "__main__")]
+    return sorted(files) + sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
+
+
+def docstring(path: Path) -> str:
+    """What a file or a catalogue says of itself: its docstring, or the comment that a file in C begins with."""
+    text = (path / "__init__.py" if path.is_dir() else path).read_text(encoding="utf-8")
+    if path.suffix == ".c":
+        return re.sub(r"^ ?\* ?", "", text.partition("/*")[2].partition("*/")[0].strip(), flags=re.MULTILINE)
+    return ast.get_docstring(ast.parse(text)) or ""
 
 
 def layer(path: Path) -> int:
-    """The layer of a module, which its docstring states (0 where it states none); that of the catalogues is 2."""
+    """The layer of a module, which its docstring states (0 where it states none). Of a catalogue its files may state it in place
+    of its package, and where none does it is 2; a file in C is of the layer of the module of its name."""
     if path.is_dir():
-        return 2
-    found = re.search(r"Layer (\d)", ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "")
+        return next((found for file in sorted(path.glob("*.py")) if (found := layer(file))), 2)
+    found = re.search(r"Layer (\d)", docstring(path.with_suffix(".py")))
     return int(found[1]) if found else 0
 
 
 def summary(path: Path) -> str:
     """The first paragraph of a module's docstring, up to the mention of its layer."""
-    file = path / "__init__.py" if path.is_dir() else path
-    text = " ".join((ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0].split())
-    return re.sub(r"\s*Layer \d.*", "", text).replace("|", "\\|")
+    text = " ".join(docstring(path).split("\n\n")[0].split())
+    return re.sub(r"\s*Layer \d.*|:$", "", text).replace("|", "\\|")
 
 
 def modules() -> Iterator[str]:
@@ -63,9 +73,47 @@ def modules() -> Iterator[str]:
     yield "| layer | file | what it holds |"
     yield "|---|---|---|"
     for path in sorted(module_files(), key=lambda path: (layer(path), path.name)):
-        if path.is_dir() and not summary(path):
-            continue
         yield f"| {layer(path)} | `{path.name}{'/' if path.is_dir() else ''}` | {summary(path)} |"
+
+
+# --------------------------------------------------------------------------------------------------------------- recipes
+
+
+def recipes() -> Iterator[str]:
+    """A row for each recipe of the catalogue: what its docstring says first, and the fields that tell it from others."""
+    yield "| recipe | what it trains | data | network | length | batch | optimiser |"
+    yield "|---|---|---|---|---|---:|---|"
+    for name, entry in RECIPES.items():
+        found = entry()
+        about = docstring(PACKAGE / "recipes" / f"{RECIPES.modules[name].rpartition('.')[2]}.py")
+        paper = re.match(r"The recipes? of (.*?\d{4})", about)
+        what = re.match(r".+?\.(?=\s|$)", " ".join((entry.__doc__ or "").split()))
+        assert what, name
+        said = f"{paper[1]}, {what[0][0].lower()}{what[0][1:]}" if paper else what[0]
+        network = "by the data" if found.model.name == "auto" else f"`{found.model.name}`"
+        row = [
+            f"`{found.name}`",
+            said,
+            f"`{found.data.source}`",
+            network,
+            length(found),
+            f"{found.batch_size:,}",
+            found.optim.name,
+        ]
+        yield f"| {' | '.join(row)} |"
+
+
+def length(found: recipe.Recipe) -> str:
+    """The length of a recipe in words."""
+    if found.steps is None and found.epochs is None:
+        return "by the size of the data"
+    return f"{found.steps:,} updates" if found.steps else f"{found.epochs:g} epochs"
+
+
+def plan_words(plan: Plan) -> str:
+    """What a plan does."""
+    names = [plan.precision, plan.memory_format, plan.compile, *(name for name in ("fused", "exact") if getattr(plan, name))]
+    return "; ".join(PARTS[name] for name in names if name in PARTS)
 
 
 # ---------------------------------------------------------------------------------------------------------------- fields
@@ -210,6 +258,8 @@ def block(name: str, text: str) -> str:
     """The text that belongs between the marks of block `name`, which now holds `text`."""
     if name == "modules":
         return "\n".join(modules()) + "\n"
+    if name == "recipes":
+        return "\n".join(recipes()) + "\n"
     if name == "families":
         return "\n".join(families()) + "\n"
     if name.startswith("facts "):
@@ -221,6 +271,9 @@ def block(name: str, text: str) -> str:
     if name == "fields":
         rows = [f"| `{field}` | {values} | {default} | {by_hand.get(field, '')} |" for field, values, default in fields()]
         return "\n".join(["| field | values | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
+    if name == "plans":
+        rows = [f"| `{plan.name}` | {plan_words(plan)} | {by_hand.get(plan.name, '')} |" for plan in PLANS.values()]
+        return "\n".join(["| plan | how it computes | when it is tried |", "|---|---|---|", *rows]) + "\n"
     verb = name.removeprefix("options ")
     rows = [f"| `{option}` | {default} | {by_hand.get(option, '')} |" for option, _, default in options(verb)]
     return "\n".join(["| argument or option | default | meaning |", "|---|---|---|", *rows]) + "\n"

@@ -8,7 +8,7 @@ from residua import recipe
 from residua.catalog import Catalog
 from residua.recipe import Recipe
 
-CATALOG = Catalog("residua.recipes", "recipe", "A recipe file ends in .toml or .json.")
+CATALOG = Catalog("residua.recipes", "recipe", "docs/command-line.md lists them; a recipe file ends in .toml or .json.")
 
 
 def get_recipe(name: str, model: str | None = None) -> Recipe:
