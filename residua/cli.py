@@ -1,7 +1,7 @@
 """The command line: each verb calls the functions of one module; this is the only file that prints. Layer 7.
 
 Results go to stdout, everything said on the way to stderr; with --json stdout is one JSON document. Exit codes: 0 done, 1 failed
-while working, 2 the request was wrong, 130/143 interrupted with a checkpoint saved.
+while working, 2 the request was wrong, 130/143 interrupted, in training with a checkpoint saved.
 """
 
 from __future__ import annotations
