@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from residua.errors import RequestError, RunError
+from residua.errors import RequestError, RunError, memory_message
 
 app = typer.Typer(
     name="residua",
@@ -67,6 +67,11 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         if debug:
             raise
         fail(f"{error.filename or 'A file'} cannot be used: {error.strerror or error}. Mend that, then run the same command.", 1)
+    except (MemoryError, RuntimeError) as error:
+        message = memory_message(error)
+        if debug or message is None:
+            raise
+        fail(message, 1)
 
 
 def fail(message: str, code: int) -> NoReturn:

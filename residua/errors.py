@@ -7,9 +7,10 @@ while working (exit code 1). Both carry one readable message: what, where, why, 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
-__all__ = ["RequestError", "RunError", "UnreadableImage", "nearest", "unknown"]
+__all__ = ["RequestError", "RunError", "UnreadableImage", "memory_message", "nearest", "unknown"]
 
 
 class RequestError(ValueError):
@@ -44,3 +45,19 @@ def unknown(kind: str, name: str, names: Iterable[str], advice: str = "") -> Req
     else:
         hint = ""
     return RequestError(" ".join(part for part in (f"There is no {kind} called {name!r}.", hint, advice) if part))
+
+
+def memory_message(error: Exception) -> str | None:
+    """What to tell of an error that says that memory ran out, on the processor or on a GPU; None for any other error."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not re.search(r"out of memory|allocate memory|ALLOC_FAILED", text):
+        return None
+    gpu = re.search(r"CUDA|CUBLAS|CUDNN", text) is not None
+    asked = re.search(r"tried to allocate ([\d.]+) (bytes|\w?iB)", text, re.IGNORECASE)
+    size = "" if asked is None else f"{int(asked[1]) / 2**20:,.0f} MiB" if asked[2] == "bytes" else f"{asked[1]} {asked[2]}"
+    return (
+        f"Memory ran out{' on the GPU' if gpu else ''}{f' when {size} more were asked for' if size else ''}. A smaller "
+        "--batch-size takes less, and in training --set micro_batch=N, which keeps the batch; so do smaller images and a smaller "
+        f"network{', and --device cpu leaves the GPU aside' if gpu else ''}. A run that has begun keeps its checkpoints: once "
+        "there is more memory, the same command continues it."
+    )

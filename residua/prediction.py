@@ -148,5 +148,5 @@ def _missing(path: Path) -> str:
         close = nearest(wanted, sorted(entry.name for entry in parent.iterdir()))
     except OSError:
         close = []
-    hint = f" Near it there is {' or '.join(str(parent / name) for name in close)}." if close else f" {parent} exists."
+    hint = f" Near it there is {' or '.join(str(parent / name) for name in close)}." if close else f" Looked in {parent}."
     return f"There is no file or folder {printable(path)}.{hint}"

@@ -128,9 +128,9 @@ def open_run(path: Path | str) -> Run:
     """
     path = located(path)
     if not path.is_dir():
-        raise RequestError(f"There is no run directory {path}.{_shipped_instead(path)}")
+        raise RequestError(f"There is no run directory {path}.{_instead(path)}")
     if not is_run(path):
-        raise RequestError(f"{path} is not a run directory: it has no manifest.json.")
+        raise RequestError(f"{path} is not a run directory: it has no manifest.json.{_instead(path)}")
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
@@ -158,12 +158,20 @@ def located(path: Path | str) -> Path:
     return SHIPPED / given if not given.exists() and str(given) in shipped() else given
 
 
-def _shipped_instead(path: Path) -> str:
+def _instead(path: Path) -> str:
+    """What may have been meant by a path that is no run: a run in it, beside it or below runs/, or one of `shipped`."""
     names = shipped()
-    close = nearest(str(path), names, 1)
+    found = {
+        place.parent.name: place.parent for folder in (Path("runs"), path.parent) for place in folder.glob("*/manifest.json")
+    }
+    inside = sorted(str(place.parent) for place in path.glob("*/manifest.json"))[:3]
+    close = inside or [str(found[name]) for name in nearest(path.name, found)]
     if close:
+        return f" Did you mean {' or '.join(close)}?"
+    if close := nearest(str(path), names, 1):
         return f" Did you mean {close[0]}, which comes with residua?"
-    return f" With residua come: {', '.join(names)}." if names else ""
+    come = f" With residua come: {', '.join(names)}." if names else ""
+    return f" A run directory is the folder that `residua train` writes, below runs/ or where --out says.{come}"
 
 
 def ship(run: Run | Path | str, target: Path) -> Run:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from json_page import assert_as_documented
 from PIL import Image
 from toy_runs import one_thread  # noqa: F401
@@ -276,6 +277,49 @@ def test_a_wrong_request_is_one_readable_line_with_exit_code_2(
     assert message.startswith("residua: ")
     assert all(word in message for word in words), message
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_run_that_is_not_there_is_told_with_the_nearest_and_with_what_a_run_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs").mkdir()
+    run.rename(tmp_path / "runs" / "digits-resnet20-fast-1a2b3c")
+    monkeypatch.chdir(tmp_path)
+    for given in ("runs/digits-resnet20-fast", "digits-resnet20", str(tmp_path / "runs" / "digits-resnet20-1a2b3c"), "runs"):
+        message = refused("evaluate", given)
+        assert "digits-resnet20-fast-1a2b3c?" in message, message
+    assert "A run directory is the folder that `residua train` writes" in refused("evaluate", "elsewhere/x")
+
+
+def test_a_file_that_is_not_there_is_told_with_where_it_was_looked_for(run: Path, tmp_path: Path) -> None:
+    assert refused("predict", run, tmp_path / "zzz.jpg").endswith(f"zzz.jpg. Looked in {tmp_path}.")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "Memory ran out. A smaller --batch-size takes less"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+                      "2097152000 bytes. Error code 12 (Cannot allocate memory)"), "when 2,000 MiB more were asked for"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139 GiB"),
+         "on the GPU when 20.00 GiB more were asked for"),
+    ],
+)  # fmt: skip
+def test_memory_that_runs_out_is_one_message(run: Path, error: Exception, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("residua.evaluation.evaluate", fails)
+    assert words in refused("evaluate", run, code=1)
+    assert residua("evaluate", run, "--debug").exception is error
+
+
+def test_an_error_of_ours_keeps_its_traceback(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a mistake in the program")
+
+    monkeypatch.setattr("residua.evaluation.evaluate", fails)
+    assert isinstance(residua("evaluate", run).exception, RuntimeError)
 
 
 def test_an_unknown_verb_or_option_is_a_wrong_request() -> None:
