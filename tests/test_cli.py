@@ -243,7 +243,7 @@ def png(width: int, height: int) -> bytes:
         (["inspect", "resnet21"], ["resnet21", "'resnet20'"]),
         (["inspect", "resnet20", "--set", "shortcutt=B"], ["shortcutt", "shortcut"]),
         (["train", "--model", "resnet21"], ["resnet21", "'resnet20'"]),
-        (["train", "--recipe", "fats"], ["fats", "'fast'"]),
+        (["train", "--recipe", "fats"], ["fats", "'fast'", "docs/command-line.md"]),
         (["train", "--recipe", "none.toml"], ["There is no recipe file none.toml"]),
         (["train", "--set", "optim.lernrate=1"], ["optim.lernrate", "optim.lr"]),
         (["train", "--set", "optim.lr"], ["field=value"]),

@@ -192,10 +192,13 @@ def test_no_row_of_a_table_is_left_without_its_meaning(page: Path) -> None:
         assert not empty, f"{name_of(page)}, {found['name']}: {empty}"
 
 
-def test_every_verb_and_every_field_has_its_table() -> None:
+def test_every_verb_and_every_field_recipe_plan_and_module_has_its_table() -> None:
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     assert [verb for verb in doc_tables.verbs() if f"<!-- begin options {verb} -->" not in text] == []
+    assert "<!-- begin recipes -->" in text
+    assert "<!-- begin plans -->" in text
     assert "<!-- begin fields -->" in (ROOT / "docs" / "add-a-recipe.md").read_text(encoding="utf-8")
+    assert "<!-- begin modules -->" in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------- the files
