@@ -37,8 +37,9 @@ class Checkpoint:
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Saves `checkpoint` under `folder` (which must exist) and then removes all but the newest `keep`.
+    """Saves `checkpoint` under `folder` (which must exist) and then removes all but it and the newest `keep` - 1 before it.
 
+    Later ones go too: a run that saves this step has gone back before them, since they could not be used.
     Raises `RunError` when the target is full, read-only or gone; what was there before is then untouched.
     """
     target = folder / f"step-{checkpoint.step:08d}"
@@ -60,9 +61,11 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
         _flush_folder(folder)
     except (OSError, RunError) as error:
         _clear(partial)
-        raise RunError(_why_not_saved(folder, error)) from error
-    for path in available(folder)[keep:]:
-        _clear(path)
+        raise RunError(_why_not_saved(folder, checkpoint.step, error)) from error
+    kept = available(folder, checkpoint.step)[:keep]
+    for path in available(folder):
+        if path not in kept:
+            _clear(path)
     return target
 
 
@@ -91,9 +94,10 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(state["step"], tensors, state["extra"])
 
 
-def available(folder: Path) -> list[Path]:
-    """The checkpoints under `folder`, the newest first, unread."""
-    return sorted(folder.glob("step-" + 8 * "[0-9]"), reverse=True)
+def available(folder: Path, until: int | None = None) -> list[Path]:
+    """The checkpoints under `folder`, the newest first, unread; with `until` those of at most that many updates."""
+    found = sorted(folder.glob("step-" + 8 * "[0-9]"), reverse=True)
+    return found if until is None else [path for path in found if path.name <= f"step-{until:08d}"]
 
 
 def latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -144,12 +148,12 @@ def _clear(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _why_not_saved(folder: Path, error: Exception) -> str:
+def _why_not_saved(folder: Path, step: int, error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if not folder.is_dir():
         return f"The checkpoint could not be saved: {folder} no longer exists."
     free = shutil.disk_usage(folder).free / 2**20
-    last = available(folder)
+    last = available(folder, step)
     kept = f"The last good checkpoint is {last[0]}." if last else "There is no earlier checkpoint."
     saved = f"The checkpoint could not be saved in {folder}: {reason} ({free:.0f} MiB free)."
     return f"{saved} {kept} Mend that, then run the same command."

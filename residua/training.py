@@ -211,7 +211,7 @@ def _update(step: Step, batch: Batch, prepared: Prepared) -> None:
     except NonFiniteLoss as error:
         names = prepared.dataset.splits["train"].names
         listed = ", ".join(printable(names[draw % len(names)]) for draw in error.draws.tolist()[:8])
-        saved = checkpoints.available(prepared.run.checkpoints)
+        saved = checkpoints.available(prepared.run.checkpoints, error.step)
         last = f"The last good checkpoint is {saved[0]}." if saved else "There is no checkpoint yet."
         raise RunError(
             f"The loss is {error.value} at step {error.step}; the weights were not changed. Samples of the batch: {listed}, ... "

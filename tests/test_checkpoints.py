@@ -135,6 +135,24 @@ def test_the_newest_are_kept_and_older_ones_removed(folder: Path) -> None:
     assert [path.name for path in checkpoints.available(folder)] == ["step-00000011", "step-00000010", "step-00000003"]
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_a_run_goes_back_before_is_removed_and_does_not_count_among_the_kept(folder: Path, keep: int) -> None:
+    checkpoints.write(folder, small(10))
+    (folder / "step-00000010" / "model.safetensors").write_bytes(b"damaged")
+    checkpoints.write(folder, small(5), keep=keep)
+    assert [path.name for path in checkpoints.available(folder)] == ["step-00000005", "step-00000002"][:keep]
+    found, damaged = checkpoints.latest(folder)
+    assert found is not None
+    assert (found.step, damaged) == (5, [])
+
+
+def test_a_save_that_fails_names_no_checkpoint_that_the_run_went_back_before(folder: Path) -> None:
+    checkpoints.write(folder, small(10), keep=3)
+    (folder / "step-00000010" / "model.safetensors").write_bytes(b"damaged")
+    with longest_file(100), pytest.raises(RunError, match=r"The last good checkpoint is .*step-00000002"):
+        checkpoints.write(folder, small(5))
+
+
 def test_a_part_of_an_interrupted_save_is_no_checkpoint_and_is_removed(folder: Path) -> None:
     partial = folder / ".partial-00000003"
     shutil.copytree(folder / "step-00000002", partial)
