@@ -237,6 +237,8 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
         loaded = start_from(network, run.recipe)
         if loaded is not None and loaded.sha256 != run.manifest["weights"]["sha256"]:
             raise RequestError(f"{loaded.where} has changed since the run {out} began. Choose another --out to start from it.")
+        if loaded is None:
+            fit_to_data(network, dataset.splits["train"], run.recipe, run.normalization)
     return Prepared(run, dataset, stored, network, device, workers)
 
 

@@ -148,6 +148,22 @@ def test_a_beginning_that_was_cut_short_is_begun_again(images: Path, tmp_path: P
     assert final_bytes(train(images, tmp_path / "run", steps=2)) == expected
 
 
+def test_a_run_without_a_checkpoint_yet_starts_from_the_same_weights_fitted_to_the_data(images: Path, tmp_path: Path) -> None:
+    fields = {
+        "model.name": "speed_resnet",
+        "model.widths": (8,),
+        "model.units": (1,),
+        "plan": "fp32",
+        "batch_size": 8,
+        "steps": 2,
+    }
+    run = residua.train(str(images), out=tmp_path / "run", workers=0, set=fields)
+    expected = final_bytes(run)
+    shutil.rmtree(run.checkpoints)
+    run.checkpoints.mkdir()
+    assert final_bytes(residua.train(str(images), out=tmp_path / "run", workers=0, set=fields)) == expected
+
+
 def test_a_folder_with_other_things_in_it_is_refused(images: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RequestError, match="is not empty and is not a run"):
