@@ -216,7 +216,10 @@ def begin(
 
 
 def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.device, *, workers: int, share: Share) -> Prepared:
-    """Opens the run in `out` to go on; raises `RequestError` if command, data or processes differ, or its plan fails here."""
+    """Opens the run in `out` to go on; raises `RequestError` if command, data or processes differ, or its plan fails here.
+
+    How often to save is as `recipe` has it now; the stored recipe keeps what the run began with.
+    """
     run = runs.open_run(out)
     changed = {k: v for k, v in recipes.differences(run.recipe, recipe).items() if not k.startswith("checkpoints.")}
     if changed:
@@ -228,6 +231,7 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
         )
     if run.manifest["processes"] != share.world:
         raise RequestError(f"The run {out} was begun with {run.manifest['processes']} processes, not {share.world}.")
+    run = replace(run, recipe=replace(run.recipe, checkpoints=recipe.checkpoints))
     stored = plan.named(run.manifest["plan"]["name"])
     network = fresh_network(run.recipe)
     if not run.finished():

@@ -110,7 +110,10 @@ def test_a_changed_recipe_is_refused_with_the_fields_that_differ(images: Path, t
 
 def test_how_often_to_save_may_change(images: Path, tmp_path: Path) -> None:
     stopped(images, tmp_path / "run", 3)
-    assert train(images, tmp_path / "run", checkpoints__seconds=5.0).finished()
+    run = train(images, tmp_path / "run", checkpoints__seconds=1e-9, checkpoints__keep=4)
+    assert run.finished()
+    assert [path.name for path in checkpoints.available(run.checkpoints)] == [f"step-{step:08d}" for step in (8, 7, 6, 5)]
+    assert run.recipe.checkpoints.keep == 2
 
 
 def test_changed_data_is_refused(images: Path, tmp_path: Path) -> None:
