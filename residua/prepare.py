@@ -59,13 +59,17 @@ def default_out(recipe: Recipe) -> Path:
     return Path("runs") / "-".join([*(word.replace(" ", "_") for word in words if word != "auto"), digest])
 
 
-def in_memory(dataset: Dataset, recipe: Recipe, device: torch.device) -> tuple[Dataset, bool]:
-    """The data set with its splits held as uint8 where the recipe or the memory at hand says so, and whether they are."""
+def in_memory(dataset: Dataset, recipe: Recipe, device: torch.device, before: bool | None = None) -> tuple[Dataset, bool]:
+    """The data set with its splits held as uint8 where the recipe or the memory at hand says so, and whether they are.
+
+    `before` is what was chosen when the run began (None: it begins now, or did not write it down). What is free at the moment
+    then decides nothing: the fingerprint of images in memory is another one than that of files.
+    """
     files = [samples for samples in dataset.splits.values() if isinstance(samples, FileSamples)]
-    wanted = recipe.data.in_memory
+    wanted = recipe.data.in_memory if recipe.data.in_memory is not None else before
     if files and wanted is not False:
         size, channels = dataset.facts.size, dataset.facts.channels
-        largest = 2 * side_of(recipe) - 1  # larger ones may be decoded at a reduced scale, each time for what is seen of them
+        largest = 2 * side_of(recipe) - 2  # larger ones may be decoded at a reduced scale, each time for what is seen of them
         if size is not None and min(size) > largest:
             if wanted:
                 raise RequestError(
@@ -200,6 +204,7 @@ def begin(
         "data_fingerprint": dataset.fingerprint(),
         "total_steps": total,
         "steps_per_epoch": order.steps_per_epoch,
+        "in_memory": all(isinstance(samples, ArraySamples) for samples in dataset.splits.values()),
         "plan": {**asdict(chosen), **forecast.explained(chosen, trials, note)},
         "threads": 1 if chosen.exact else threads,
         "micro_batch": recipe.micro_batch,

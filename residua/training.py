@@ -102,7 +102,7 @@ def _prepare(
         prepare.check_weights(wanted)
         if wanted.plan != "auto":
             plan.check(plan.named(wanted.plan), device, share.world)
-    dataset, resolved = _open(wanted, data_dir, device, listener)
+    dataset, resolved = _open(target, wanted, data_dir, device, listener)
     workers = _workers(workers)
     if runs.is_run(target):
         prepared = prepare.continue_run(target, resolved, dataset, device, workers=workers, share=share)
@@ -119,14 +119,17 @@ def _prepare(
     return prepared
 
 
-def _open(wanted: Recipe, data_dir: str | Path | None, device: torch.device, listener: Listener) -> tuple[Dataset, Recipe]:
-    """The data and the resolved recipe."""
+def _open(
+    target: Path, wanted: Recipe, data_dir: str | Path | None, device: torch.device, listener: Listener
+) -> tuple[Dataset, Recipe]:
+    """The data and the resolved recipe; the images lie in memory or not as the run in `target`, if there is one, began."""
+    before = runs.open_run(target).manifest.get("in_memory") if runs.is_run(target) else None
     channels = wanted.model.options.get("in_channels")
     folder = Path(data_dir) if data_dir is not None else None
     dataset = open_data(wanted.data.source, data_dir=folder, channels=channels, max_bad=wanted.data.max_bad)
     dataset = held_out(dataset, wanted)
     resolved, notes = resolve(wanted, dataset)
-    dataset, held = prepare.in_memory(dataset, resolved, device)
+    dataset, held = prepare.in_memory(dataset, resolved, device, before)
     sizes = ", ".join(f"{len(samples):,} {name}" for name, samples in dataset.splits.items())
     listener.note(f"Data: {dataset.note} {sizes}; {len(dataset.classes)} classes; {'in memory' if held else 'streamed'}.")
     for kind, count in dataset.findings.counts().items():
@@ -147,7 +150,7 @@ def _follow(
 ) -> Run:
     """The part of every process but the first: wait until the run is laid out, then train along."""
     together(share)
-    dataset, resolved = _open(wanted, data_dir, device, Silent())
+    dataset, resolved = _open(target, wanted, data_dir, device, Silent())
     prepared = prepare.continue_run(target, resolved, dataset, device, workers=_workers(workers), share=share)
     plan.apply(prepared.plan, prepared.run.manifest["threads"], device, sparing=plan.spares(prepared.network, prepared.plan))
     return _run(prepared, share, Silent())

@@ -6,17 +6,22 @@ import math
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from PIL import Image
 from toy_runs import one_thread  # noqa: F401
 from trainings import ALL_RANDOM, SIDE, Stop, final_bytes, losses, settings, stopped, train, write_images
 
 import residua
 from residua import checkpoints
 from residua.errors import RequestError, RunError
+from residua.images import decode
 from residua.training import Interrupted
+from residua.views import CentralView
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,41 @@ def test_workers_and_where_the_images_lie_change_no_byte(images: Path, tmp_path:
         streamed = {**fields, "data.in_memory": False}
         run = train(images, tmp_path / f"streamed-{workers}", workers=workers, **streamed)
         assert final_bytes(run) == held
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_where_the_images_lie_is_decided_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool) -> None:
+    def free(mebibytes: int) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=mebibytes * 2**20, total=2**36))
+
+    little, much = 4, 1_000  # a quarter of it is less, and more, than the 1.1 MiB of these images
+    images = write_images(tmp_path / "images", {"dark": 400, "light": 400}, side=22)
+    fields = {"data.image_size": SIDE, "steps": 4}
+    whole = final_bytes(train(images, tmp_path / "whole", **fields))
+    free(much if held else little)
+    stopped(images, tmp_path / "run", 2, **fields)
+    free(little if held else much)
+    listener = Stop()
+    run = train(images, tmp_path / "run", listener=listener, **fields)
+    assert run.manifest["in_memory"] is held
+    assert any(("in memory" if held else "streamed") in text for text in listener.notes if text.startswith("Data: "))
+    assert final_bytes(run) == whole
+
+
+@pytest.mark.parametrize(("side", "held"), [(2 * SIDE - 2, True), (2 * SIDE - 1, False)])
+def test_images_that_are_seen_at_a_reduced_scale_are_streamed(tmp_path: Path, side: int, held: bool) -> None:
+    images = write_images(tmp_path / "images", {"dark": 8, "light": 8}, side=side)
+    for path in images.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    file = next(images.rglob("*.jpg"))
+    seen = decode(file, channels=3, view=CentralView(SIDE))
+    assert seen.equal(CentralView(SIDE)(decode(file, channels=3))) is held
+    run = train(images, tmp_path / "run", steps=1, data__image_size=SIDE)
+    assert run.manifest["in_memory"] is held
+    if not held:
+        with pytest.raises(RequestError, match=f"at most {side - 1} pixels"):
+            train(images, tmp_path / "held", steps=1, data__image_size=SIDE, data__in_memory=True)
 
 
 def test_the_number_of_workers_may_change_on_the_way(images: Path, tmp_path: Path) -> None:
