@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,10 +57,13 @@ class Silent:
 class Recorder:
     """Appends to metrics.jsonl, to TensorBoard where it is installed, and tells the listener.
 
-    `first` is the step at which the run (re)starts: lines of later steps are cut off, as if they had never been.
+    `first` is the step at which the run (re)starts: lines of later steps are cut off, as if they had never been. `seconds` is the
+    training time up to there, and `pending` what a checkpoint holds of the updates since the last line before it.
     """
 
-    def __init__(self, run: Run, first: int, seconds: float, listener: Listener) -> None:
+    def __init__(
+        self, run: Run, first: int, seconds: float, listener: Listener, pending: Mapping[str, Any] | None = None
+    ) -> None:
         self.path, self.listener = run.path / "metrics.jsonl", listener
         self.total, self.per_epoch = run.manifest["total_steps"], run.manifest["steps_per_epoch"]
         self.every = max(1, self.total // 2_000)
@@ -68,22 +72,30 @@ class Recorder:
         self.file = self.path.open("a", encoding="utf-8")
         self.unreadable = {line["values"]["name"] for line in kept if line["split"] == "unreadable"}
         self.board = _Board(run.path / "tensorboard", first) if importlib.util.find_spec("tensorboard") else None
-        self.seconds, self.mark, self.waiting = seconds, time.perf_counter(), [Outcome(0, 0, 0, 0)][:0]
+        self.seconds, self.mark = seconds, time.perf_counter()
+        self.since: float = pending["since"] if pending else seconds  # training time at the last line of this split
+        self.waiting = [Outcome(*values) for values in pending["outcomes"]] if pending else []
+
+    def pending(self) -> dict[str, Any]:
+        """The updates that no line tells of yet, and the training time at the last line: what a checkpoint must hold, since a
+        line's means are over all updates since the one before."""
+        return {"since": self.since, "outcomes": [list(astuple(outcome)) for outcome in self.waiting]}
 
     def trained(self, step: int, outcome: Outcome) -> None:
         """Notes one update; a line is written every `every` updates, with the means since the last."""
+        self.pause()
+        self.proceed()
         self.waiting.append(outcome)
         if step % self.every and step != self.total:
             return
-        now = time.perf_counter()
         count = sum(item.count for item in self.waiting)
         values = {
             "loss": sum(item.loss * item.count for item in self.waiting) / max(1, count),
             "error": sum(item.error * item.count for item in self.waiting) / max(1, count),
             "lr": outcome.lr,
-            "images_per_second": count / max(1e-9, now - self.mark),
+            "images_per_second": count / max(1e-9, self.seconds - self.since),
         }
-        self.seconds, self.mark, self.waiting = self.seconds + now - self.mark, now, []
+        self.since, self.waiting = self.seconds, []
         self.line(step, "train", values)
         self.listener.progress(step, self.total, values)
 
@@ -184,6 +196,8 @@ class Checkpointer:
         if step == self.saved_step:
             return
         self.recorder.flush()
-        extra = {"seconds": self.recorder.seconds, "threads": torch.get_num_threads()}
+        extra = {
+            "seconds": self.recorder.seconds, "threads": torch.get_num_threads(), "pending": self.recorder.pending(),
+        }  # fmt: skip
         checkpoints.write(self.run.checkpoints, Checkpoint(step, self.step.tensors(), extra), self.keep)
         self.saved, self.saved_step = time.monotonic(), step

@@ -175,17 +175,19 @@ def _run(prepared: Prepared, share: Share, listener: Listener) -> Run:
         first = found.step
         listener.note(f"{run.path}: continued from step {first:,} of {total:,}." if first < total else f"{run.path} is finished.")
     if first < total:
-        _run_steps(prepared, step, first, found.extra["seconds"] if found else 0.0, share, listener)
+        _run_steps(prepared, step, first, found.extra if found else {}, share, listener)
     return runs.open_run(run.path)
 
 
-def _run_steps(prepared: Prepared, step: Step, first: int, seconds: float, share: Share, listener: Listener) -> None:
-    """The loop: take the next batch, update, note it, save and measure when it is time."""
+def _run_steps(prepared: Prepared, step: Step, first: int, extra: Mapping[str, Any], share: Share, listener: Listener) -> None:
+    """The loop: take the next batch, update, note it, save and measure when it is time. `extra` is the checkpoint's."""
     run, total = prepared.run, prepared.run.manifest["total_steps"]
     order = make_order(prepared.dataset, run.recipe)
     samples, size = prepared.dataset.splits["train"], run.image_size
     batches = train_batches(samples, order, run.recipe.augment, size, first, total, share, prepared.workers)
-    recorder = Recorder(run, first, seconds, listener) if not share.rank else None
+    recorder = None
+    if not share.rank:
+        recorder = Recorder(run, first, extra.get("seconds", 0.0), listener, extra.get("pending"))
     checkpointer = Checkpointer(run, step, recorder) if recorder else None
     measure_at = _measure_at(total, order.steps_per_epoch, run.recipe.evaluations)
     with closing(recorder) if recorder else nullcontext(), signals_caught() as caught:

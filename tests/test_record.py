@@ -85,6 +85,45 @@ def test_a_long_run_notes_means_over_several_steps(run: Run) -> None:
     assert [(line["step"], line["values"]["loss"]) for line in lines] == [(3, 3.75)]
 
 
+def test_a_line_after_a_resumption_is_over_all_updates_since_the_one_before(run: Run) -> None:
+    long = Run(run.path, run.recipe, {**run.manifest, "total_steps": 6_000}, run.data, run.normalization)
+    outcomes = [Outcome(1 / (step + 1), step / 7, 0.1, 8 + step) for step in range(6)]
+
+    def note(recorder: Recorder, steps: range) -> None:
+        for step in steps:
+            time.sleep(0.005)
+            recorder.trained(step, outcomes[step - 1])
+
+    whole = Recorder(long, 0, 0.0, Stop())
+    note(whole, range(1, 7))
+    whole.close()
+    expected = read_lines(run.path / "metrics.jsonl")
+    for stop in range(1, 6):
+        recorder = Recorder(long, 0, 0.0, Stop())
+        note(recorder, range(1, stop + 1))
+        Checkpointer(long, OneTensor(), recorder).save(stop)  # type: ignore[arg-type]
+        note(recorder, range(stop + 1, 6))  # what is lost
+        recorder.close()
+        extra = checkpoints.read(long.checkpoints / f"step-{stop:08d}").extra
+        recorder = Recorder(long, stop, extra["seconds"], Stop(), extra["pending"])
+        note(recorder, range(stop + 1, 7))
+        recorder.close()
+        lines = read_lines(run.path / "metrics.jsonl")
+        names = ("loss", "error", "lr")
+        assert [[line["values"][name] for name in names] for line in lines] == [
+            [line["values"][name] for name in names] for line in expected
+        ]
+        rates = [line["values"]["images_per_second"] for line in lines]
+        counts = [sum(item.count for item in outcomes[start : start + 3]) for start in (0, 3)]
+        assert all(rate <= count / 0.015 for rate, count in zip(rates, counts))
+
+
+def test_a_checkpoint_of_an_older_version_has_nothing_pending(run: Run) -> None:
+    recorder = Recorder(run, 5, 3.0, Stop(), None)
+    assert (recorder.waiting, recorder.since) == ([], 3.0)
+    recorder.close()
+
+
 def test_an_unreadable_file_is_noted_once_even_after_a_resumption(run: Run) -> None:
     listener = Stop()
     recorder = Recorder(run, 0, 0.0, listener)
@@ -108,6 +147,22 @@ def test_time_outside_training_is_not_counted(run: Run) -> None:
     recorder.trained(1, Outcome(1.0, 0.0, 0.1, 8))
     recorder.close()
     assert 100 <= before <= recorder.seconds < before + 0.05
+
+
+def test_the_rate_counts_the_time_before_a_pause_and_not_the_pause(run: Run) -> None:
+    long = Run(run.path, run.recipe, {**run.manifest, "total_steps": 4_000}, run.data, run.normalization)
+    listener = Stop()
+    recorder = Recorder(long, 0, 0.0, listener)
+    time.sleep(0.05)
+    recorder.trained(1, Outcome(1.0, 0.0, 0.1, 8))
+    recorder.pause()
+    time.sleep(1.0)
+    recorder.proceed()
+    recorder.trained(2, Outcome(1.0, 0.0, 0.1, 8))
+    recorder.close()
+    (line,) = read_lines(run.path / "metrics.jsonl")
+    assert 16 / 0.5 < line["values"]["images_per_second"] <= 16 / 0.05
+    assert line["values"]["images_per_second"] == pytest.approx(16 / line["seconds"])
 
 
 def test_a_full_disk_is_an_error_that_says_so(run: Run) -> None:
