@@ -7,6 +7,7 @@ import datetime
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from residua import recipe as recipes
 from residua.augment import area_factor, normalized
 from residua.batches import Share
 from residua.cost import multiply_adds, num_parameters
+from residua.data import CATALOG
 from residua.dataset import ArraySamples, Dataset, FileSamples, Samples, class_counts, hold
 from residua.errors import RequestError, RunError, UnreadableImage
 from residua.images import printable
@@ -53,10 +55,22 @@ class Prepared:
 
 
 def default_out(recipe: Recipe) -> Path:
-    """runs/<data>-<model>-<recipe>-<hash>: the same request leads to the same directory."""
-    digest = hashlib.sha256(json.dumps(recipes.to_dict(recipe), sort_keys=True).encode()).hexdigest()[:6]
-    words = (Path(recipe.data.source).stem or "data", recipe.model.name, Path(recipe.name).stem)
+    """runs/<data>-<model>-<recipe>-<hash>: the same request leads to the same directory, however the path of its data is written
+    and however often it saves."""
+    source = one_path(recipe.data.source)
+    counted = replace(recipe, data=replace(recipe.data, source=source), checkpoints=recipes.Checkpoints())
+    digest = hashlib.sha256(json.dumps(recipes.to_dict(counted), sort_keys=True).encode()).hexdigest()[:6]
+    words = (Path(source).stem or "data", recipe.model.name, Path(recipe.name).stem)
     return Path("runs") / "-".join([*(word.replace(" ", "_") for word in words if word != "auto"), digest])
+
+
+def one_path(source: str) -> str:
+    """A source of data, its path written in the one shortest way: "pets" for "./pets/". A name of the catalogue stays as it is,
+    and so does the "./" that tells a folder of the same name from it."""
+    if source in CATALOG:
+        return source
+    path = os.path.normpath(source)
+    return f"./{path}" if path in CATALOG else path
 
 
 def in_memory(dataset: Dataset, recipe: Recipe, device: torch.device, before: bool | None = None) -> tuple[Dataset, bool]:
@@ -227,6 +241,8 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
     """
     run = runs.open_run(out)
     changed = {k: v for k, v in recipes.differences(run.recipe, recipe).items() if not k.startswith("checkpoints.")}
+    if "data.source" in changed and len(set(map(one_path, changed["data.source"]))) == 1:
+        del changed["data.source"]
     if changed:
         listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
         raise RequestError(f"The run {out} has another recipe ({listed}). Choose another --out, or repeat: {shell(run)}.")

@@ -19,7 +19,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,9 +257,9 @@ def locked(path: Path) -> Iterator[None]:
     """Holds the run directory for this process by the operating system's file lock, which ends with the process.
 
     Raises `RequestError` naming the holder if another process has it. A directory that is made here and in which nothing else
-    comes to lie is removed again.
+    comes to lie is removed again, with those above it that were made for it.
     """
-    made = not path.exists()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         file = (path / "lock").open("a+")
@@ -285,4 +285,6 @@ def locked(path: Path) -> Iterator[None]:
         finally:
             if made and path.is_dir() and [item.name for item in path.iterdir()] == ["lock"]:
                 (path / "lock").unlink()
-                path.rmdir()
+                with suppress(OSError):  # another run may have begun in one of them by now
+                    for folder in made:
+                        folder.rmdir()

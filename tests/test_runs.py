@@ -84,6 +84,19 @@ def test_a_directory_that_was_made_for_nothing_is_removed(tmp_path: Path) -> Non
     assert (tmp_path / "run" / "something").exists()
 
 
+def test_the_directories_above_it_that_were_made_for_nothing_are_removed_and_no_others(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="wrong"), locked(tmp_path / "runs" / "deep" / "run"):
+        raise RequestError("wrong")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs").mkdir()
+    with locked(tmp_path / "runs" / "deep" / "run"):
+        (tmp_path / "runs" / "deep" / "other").mkdir()
+    assert [path.name for path in (tmp_path / "runs" / "deep").iterdir()] == ["other"]
+    with pytest.raises(RequestError, match="wrong"), locked(tmp_path / "runs" / "more" / "run"):
+        raise RequestError("wrong")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["deep"]
+
+
 def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
     with locked(tmp_path):
         pass

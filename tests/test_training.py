@@ -20,7 +20,8 @@ import residua
 from residua import checkpoints
 from residua.errors import RequestError, RunError
 from residua.images import decode
-from residua.training import Interrupted
+from residua.prepare import default_out
+from residua.training import Interrupted, request
 from residua.views import CentralView
 
 
@@ -138,6 +139,25 @@ def test_the_same_request_leads_to_the_same_directory(images: Path, tmp_path: Pa
     assert first.path.name.startswith("images-cifar_resnet-fast-")
 
 
+def test_how_its_path_is_written_and_how_often_it_saves_make_no_other_run(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pets").symlink_to(images)
+    monkeypatch.chdir(tmp_path)
+    first = residua.train("pets", set=settings(steps=1))
+    for source, changes in (("pets/", {}), ("./pets", {}), ("runs/../pets", {"checkpoints.seconds": 10, "checkpoints.keep": 1})):
+        listener = Stop()
+        again = residua.train(source, set=settings(steps=1, **changes), listener=listener)
+        assert again.path == first.path
+        assert any("is finished" in text for text in listener.notes)
+
+
+def test_a_name_of_the_catalogue_and_a_folder_called_so_make_two_runs() -> None:
+    names = [default_out(request(source, None, "fast", {})).name for source in ("digits", "./digits", "digits/", ".//digits")]
+    assert names == ["digits-fast-8d9134", *3 * [names[1]]]
+    assert names[1] != names[0]
+
+
 def test_a_changed_recipe_is_refused_with_the_fields_that_differ(images: Path, tmp_path: Path) -> None:
     train(images, tmp_path / "run", steps=1)
     with pytest.raises(RequestError) as caught:
@@ -214,9 +234,12 @@ def test_a_folder_with_other_things_in_it_is_refused(images: Path, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "thesis.tex"]
 
 
-def test_a_wrong_request_leaves_no_folder_behind(tmp_path: Path) -> None:
+def test_a_wrong_request_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError):
         train(tmp_path / "none", tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match="cifar10"):
+        residua.train("cifar01")
     assert not list(tmp_path.iterdir())
 
 
