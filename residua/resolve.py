@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import inspect
+import itertools
 import math
 import os
 from typing import Any
@@ -14,11 +16,12 @@ from residua import models
 from residua.batches import Order, evaluation_batches
 from residua.dataset import ArraySamples, Dataset, Facts, Samples, class_counts, holdout
 from residua.errors import RequestError
+from residua.network import Network
 from residua.published import Published
 from residua.recipe import Recipe, replaced
 from residua.views import CentralView
 
-__all__ = ["class_weights", "held_out", "implied_options", "make_order", "normalization", "resolve", "side_of"]
+__all__ = ["check_size", "class_weights", "held_out", "implied_options", "make_order", "normalization", "resolve", "side_of"]
 
 SMALL = 96  # uniform images up to this side are trained at their own size, with the stem for small images
 DEFAULT_EPOCHS, DEFAULT_STEPS = 24, 400
@@ -91,7 +94,7 @@ def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dic
         )
     options = {**implied, **options}
     if isinstance(entry, Published) and "image_size" not in implied and options.get("stem") != "small":
-        _fits(name, entry, round(side * min([1.0, *(scale for _, scale in recipe.augment.scales)])))
+        _fits(name, entry, side, _smallest_scale(recipe))
     models.check_options(name, entry, options)
     return {"model.name": name, "model.options": options}
 
@@ -109,14 +112,53 @@ def implied_options(name: str, channels: int, side: int, num_classes: int) -> di
     return implied
 
 
-def _fits(name: str, entry: Published, side: int) -> None:
+def _smallest_scale(recipe: Recipe) -> float:
+    return min([1.0, *(scale for _, scale in recipe.augment.scales)])
+
+
+def _fits(name: str, entry: Published, side: int, scale: float) -> None:
     """Raises `RequestError` for images that are too small for the network or, if it takes one size only, too large."""
-    least, whole = entry.least_side, entry.least_side == entry.input_shape[-1]
-    if side < least or (whole and side > least):
-        raise RequestError(
-            f"{name} takes images of {'' if whole else 'at least '}{least} pixels, and these have {side}. "
-            f"--set data.image_size={least} resizes them."
-        )
+    least, whole, seen = entry.least_side, entry.least_side == entry.input_shape[-1], round(side * scale)
+    if seen < least or (whole and seen > least):
+        raise _wrong_size(name, f"{'' if whole else 'at least '}{least}", least, seen, scale)
+
+
+def _wrong_size(name: str, takes: str, least: int, seen: int, scale: float) -> RequestError:
+    enough = next(side for side in itertools.count(least) if round(side * scale) >= least)
+    where = f" at augment.scales of {scale:g}" if scale < 1 else ""
+    return RequestError(
+        f"{name} takes images of {takes} pixels, and these have {seen}{where}. --set data.image_size={enough} resizes them."
+    )
+
+
+def check_size(recipe: Recipe) -> None:
+    """Raises `RequestError` if the images are too small for the network of a resolved recipe.
+
+    For published networks `resolve` knows; of the others, whose options decide it, shapes alone are sent through the network.
+    """
+    name, options, scale = recipe.model.name, recipe.model.options, _smallest_scale(recipe)
+    if isinstance(models.CATALOG.get(name), Published) or "image_size" in options:
+        return
+    network = models.outlined(name, **options).eval()
+    channels, seen = options["in_channels"], max(1, round(side_of(recipe) * scale))
+    if _takes(network, channels, seen):
+        return
+    enough = next((side for side in (seen * 2**power for power in range(1, 12)) if _takes(network, channels, side)), None)
+    if enough is not None:  # else it is not their size that is wrong
+        least = bisect.bisect_left(range(enough), True, lo=seen, key=lambda side: _takes(network, channels, side))
+        raise _wrong_size(name, f"at least {least}", least, seen, scale)
+
+
+def _takes(network: Network, channels: int, side: int) -> bool:
+    """Whether an image [1, channels, side, side] goes through the network, so far as shapes tell."""
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, channels, side, side, device=next(network.parameters()).device))
+    except NotImplementedError:  # it looks at values
+        return True
+    except RuntimeError:
+        return False
+    return True
 
 
 def normalization(samples: Samples, recipe: Recipe, channels: int, most: int = 2_000) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ from residua.processes import agreed, joined, signals_caught, together
 from residua.recipe import Recipe
 from residua.recipes import get_recipe
 from residua.record import Checkpointer, Listener, Recorder, Silent
-from residua.resolve import class_weights, held_out, make_order, resolve
+from residua.resolve import check_size, class_weights, held_out, make_order, resolve
 from residua.runs import Run
 from residua.scoring import evaluation_view, watch
 from residua.sheets import write_sheet
@@ -129,6 +129,8 @@ def _open(
     dataset = open_data(wanted.data.source, data_dir=folder, channels=channels, max_bad=wanted.data.max_bad)
     dataset = held_out(dataset, wanted)
     resolved, notes = resolve(wanted, dataset)
+    if not runs.is_run(target):
+        check_size(resolved)
     dataset, held = prepare.in_memory(dataset, resolved, device, before)
     sizes = ", ".join(f"{len(samples):,} {name}" for name, samples in dataset.splits.items())
     listener.note(f"Data: {dataset.note} {sizes}; {len(dataset.classes)} classes; {'in memory' if held else 'streamed'}.")

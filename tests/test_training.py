@@ -351,6 +351,38 @@ def test_a_wrong_request_is_refused_before_any_work(images: Path, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "scales", "words"),
+    [
+        ("speed_resnet", {}, (), "at least 9 pixels, and these have 8. --set data.image_size=9 "),
+        ("speed_resnet", {"widths": (4,) * 5, "units": (1,) * 5}, (), "at least 33 pixels, and these have 8. "),
+        (
+            "speed_resnet",
+            {"widths": (4, 4), "units": (1, 1)},
+            ((0.0, 0.5),),
+            "5 pixels, and these have 4 at augment.scales of 0.5. ",
+        ),
+        ("cifar_densenet", {"depth": 10}, ((0.0, 0.25),), "at least 4 pixels, and these have 2 at augment.scales of 0.25. "),
+        ("densenet_40_12", {}, ((0.0, 0.25),), "have 2 at augment.scales of 0.25. --set data.image_size=14 "),
+    ],
+)
+def test_images_that_are_too_small_for_the_network_are_refused_before_any_work(
+    tmp_path: Path, model: str, options: dict[str, Any], scales: tuple[tuple[float, float], ...], words: str
+) -> None:
+    fields = {**{f"model.{name}": value for name, value in options.items()}, "augment.scales": scales, "steps": 1}
+    with pytest.raises(RequestError) as caught:
+        residua.train("digits", model=model, out=tmp_path / "run", set=fields)
+    assert words in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_as_small_as_the_network_takes_are_trained_on(tmp_path: Path) -> None:
+    fields = {"model.widths": (4, 4), "model.units": (1, 1), "data.image_size": 10, "augment.scales": ((0.0, 0.5),), "steps": 1}
+    assert residua.train("digits", model="speed_resnet", out=tmp_path / "run", set={**fields, "plan": "fp32"}).finished()
+    with pytest.raises(RequestError, match="image_size=10 "):
+        residua.train("digits", model="speed_resnet", out=tmp_path / "other", set={**fields, "data.image_size": 8})
+
+
 # ------------------------------------------------------------------------------------------------------ what is computed
 
 
