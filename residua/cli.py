@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from residua.errors import RequestError, RunError, memory_message
+from residua.errors import RequestError, RunError, RunWarning, memory_message
 
 app = typer.Typer(
     name="residua",
@@ -54,7 +56,8 @@ def say(text: str) -> None:
 def guarded(work: Callable[[], None], debug: bool) -> None:
     """Runs a verb; turns its errors into one message and an exit code."""
     try:
-        work()
+        with _warnings_said():
+            work()
     except (RequestError, RunError) as error:
         if debug:
             raise
@@ -72,6 +75,23 @@ def guarded(work: Callable[[], None], debug: bool) -> None:
         if debug or message is None:
             raise
         fail(message, 1)
+
+
+@contextmanager
+def _warnings_said() -> Iterator[None]:
+    """Within the block a `RunWarning` is a line for the person who watches, each said once; other warnings are as ever."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, RunWarning):
+                say(f"residua: {message}")
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("default", RunWarning)
+        yield
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -1,7 +1,7 @@
 """The two ways to fail, and the search for the nearest name.
 
 Layer 0: imports the standard library only. A `RequestError` is the user's to mend (exit code 2); a `RunError` is a failure
-while working (exit code 1). Both carry one readable message: what, where, why, and what to do next.
+while working (exit code 1). Both carry one readable message: what, where, why, and what to do next. So does a `RunWarning`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ["RequestError", "RunError", "UnreadableImage", "memory_message", "nearest", "unknown"]
+__all__ = ["RequestError", "RunError", "RunWarning", "UnreadableImage", "memory_message", "nearest", "unknown"]
 
 
 class RequestError(ValueError):
@@ -19,6 +19,10 @@ class RequestError(ValueError):
 
 class RunError(RuntimeError):
     """The work failed: a loss that is not finite, a full disk, a damaged checkpoint. Exit code 1."""
+
+
+class RunWarning(UserWarning):
+    """Another state of a run than its last one is used: a checkpoint is damaged, or the run is not finished."""
 
 
 class UnreadableImage(RequestError):

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import socket
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from residua import checkpoints
 from residua import recipe as recipes
-from residua.errors import RequestError, RunError, nearest
+from residua.errors import RequestError, RunError, RunWarning, nearest
 from residua.models import create_model
 from residua.network import Network
 from residua.recipe import Recipe
@@ -177,14 +178,17 @@ def _instead(path: Path) -> str:
 def ship(run: Run | Path | str, target: Path) -> Run:
     """Writes to the folder `target`, which must not exist, what a finished run needs to be used: its files but for the samples,
     the report and all of the optimiser's state. It is a run directory that can be evaluated, not one that can be trained on.
+    Raises `RequestError` for a run that is not finished, `RunError` for one whose last checkpoint is damaged.
     """
     run = run if isinstance(run, Run) else open_run(run)
     if not run.finished():
         raise RequestError(f"The run {run.path} is not finished. Continue it with the command that began it.")
     if target.exists():
         raise RequestError(f"{target} is there already.")
-    checkpoint, _ = checkpoints.latest(run.checkpoints)
+    checkpoint, damaged = checkpoints.latest(run.checkpoints)
     assert checkpoint is not None
+    if damaged:
+        raise RunError(f"{damaged[0]} The command that began the run makes its last steps again.")
     kept = {name: tensors for name, tensors in checkpoint.tensors.items() if name in ("model", "average")}
     (target / "checkpoints").mkdir(parents=True)
     checkpoints.write(target / "checkpoints", checkpoints.Checkpoint(checkpoint.step, kept, {}))
@@ -199,11 +203,17 @@ def load(run: Run | Path | str, *, which: str = "final") -> Network:
     """The trained network of a run, in evaluation mode, on the CPU.
 
     `which`: "final" is the averaged weights where the recipe keeps an average and else the last ones; "last" always the last.
+    Where these are not those of the run's end, since a checkpoint is damaged or the run is not finished, a `RunWarning` says so.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    checkpoint, _ = checkpoints.latest(run.checkpoints)
+    checkpoint, damaged = checkpoints.latest(run.checkpoints)
     if checkpoint is None:
         raise RequestError(f"The run {run.path} has no checkpoint yet; continue it with the command that began it.")
+    total = run.manifest["total_steps"]
+    if damaged or checkpoint.step < total:
+        why = " ".join(damaged) or f"The run {run.path} is not finished."
+        used = f"The weights after step {checkpoint.step:,} of {total:,} are used."
+        warnings.warn(f"{why} {used} The command that began the run goes on from there.", RunWarning, stacklevel=2)
     network = run.build()
     name = "average" if which == "final" and "average" in checkpoint.tensors else "model"
     load_weights(network, checkpoint.tensors[name], str(run.path))

@@ -422,7 +422,10 @@ def test_one_flipped_byte_is_refused_by_name_and_the_checkpoint_before_is_used(r
     contents = bytearray(file.read_bytes())
     contents[-1] ^= 1
     file.write_bytes(contents)
-    assert residua("evaluate", run).exit_code == 0
+    result = residua("evaluate", run)
+    assert result.exit_code == 0
+    assert "step-00000002 is damaged: model.safetensors does not match its checksum" in result.stderr
+    assert result.stderr.count("residua: The checkpoint ") == result.stderr.count("The weights after step 1 of 2 are used.") == 1
     (before / "state.json").write_bytes(b"")
     message = refused("evaluate", run, code=1)
     assert "step-00000002 is damaged: model.safetensors does not match its checksum" in message

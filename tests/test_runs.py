@@ -18,7 +18,7 @@ from toy_runs import make_run, one_thread  # noqa: F401
 from trainings import environment
 
 from residua import checkpoints, runs
-from residua.errors import RequestError, RunError
+from residua.errors import RequestError, RunError, RunWarning
 from residua.runs import locked, open_run
 
 HOLD = """
@@ -180,11 +180,32 @@ def test_a_run_without_a_checkpoint_has_no_network_yet(run: runs.Run) -> None:
 def test_a_run_with_one_damaged_checkpoint_uses_the_one_before(run: runs.Run) -> None:
     newer = checkpoints.write(run.checkpoints, checkpoints.Checkpoint(2, {"model": {"x": torch.ones(3)}}, {}))
     (newer / "model.safetensors").write_bytes(b"damaged")
-    assert runs.load(run.path) is not None
+    with pytest.warns(RunWarning) as caught:
+        assert runs.load(run.path) is not None
+    (warning,) = caught
+    assert f"The checkpoint {newer} is damaged: model.safetensors does not match" in str(warning.message)
+    assert "The weights after step 1 of 1 are used" in str(warning.message)
+    assert warning.filename == __file__
     for path in checkpoints.available(run.checkpoints):
         (path / "state.json").write_bytes(b"")
     with pytest.raises(RunError, match="No checkpoint can be used"):
         runs.load(run.path)
+
+
+def test_a_run_that_is_not_finished_says_which_weights_are_used(run: runs.Run) -> None:
+    (run.path / "manifest.json").write_text(json.dumps({**run.manifest, "total_steps": 2_000}))
+    with pytest.warns(RunWarning, match=r"run is not finished\. The weights after step 1 of 2,000 are used"):
+        runs.load(run.path)
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_shipped(run: runs.Run, tmp_path: Path) -> None:
+    whole = checkpoints.read(run.checkpoints / "step-00000001")
+    checkpoints.write(run.checkpoints, checkpoints.Checkpoint(0, whole.tensors, whole.extra))
+    newer = checkpoints.write(run.checkpoints, whole)
+    (newer / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(RunError, match=r"step-00000001 is damaged: model\.safetensors"):
+        runs.ship(run.path, tmp_path / "shipped")
+    assert not (tmp_path / "shipped").exists()
 
 
 def test_weights_of_another_network_are_refused_with_the_list_of_keys(run: runs.Run, tmp_path: Path) -> None:
