@@ -53,6 +53,16 @@ def test_a_stop_after_every_step_changes_no_byte_and_no_loss(images: Path, tmp_p
     assert [line["values"] for line in run.metrics("val")] == [line["values"] for line in whole.metrics("val")]
 
 
+def test_a_line_over_several_updates_is_the_same_where_the_run_went_on_between_them(images: Path, tmp_path: Path) -> None:
+    fields = {"steps": 4_000, "checkpoints.seconds": 1e-9}  # a line every second step, a checkpoint every step
+    stopped(images, tmp_path / "run", 4, **fields)
+    whole = losses(residua.open_run(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000004")
+    stopped(images, tmp_path / "run", 4, **fields)
+    assert losses(residua.open_run(tmp_path / "run")) == whole
+    assert len(whole) == 2
+
+
 @pytest.mark.parametrize("plan", ["fp32-channels-last", "bf16", "exact"])
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw", "muon"])
 def test_every_optimiser_continues_exactly_under_every_eager_plan(
