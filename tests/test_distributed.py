@@ -119,6 +119,7 @@ def test_a_wrong_request_is_said_once_without_a_traceback(images: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_plan_that_compiles_is_refused_before_anything_is_done(images: Path, tmp_path: Path) -> None:
     fields = {**FIELDS, "plan": "fp32-compile"}
     done = subprocess.run(
