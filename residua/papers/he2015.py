@@ -190,6 +190,7 @@ ITEMS = (
                 for depth in (20, 32, 44, 56, 110, 1202)
             ),
         ),
+        note="Below budget full ResNet-110 is trained for 1,000 updates only, the others for six epochs.",
         claims=("resnet_gains_with_depth_cifar", "r110_beats_thin_rivals", "r1202_overfits", "best_vs_mean_110"),
     ),
 )  # fmt: skip

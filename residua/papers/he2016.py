@@ -245,6 +245,7 @@ ITEMS = (
         "Table 4: the deepest networks on CIFAR",
         tuple(TABLE4),
         rows=tuple(Row(name, published=f"table4/{row}/error") for name, row in TABLE4.items()),
+        note=SMALL,
     ),
     Item(
         "table5",
