@@ -424,7 +424,9 @@ def reproduce(
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="How many seeds a run gets (default: the budget's).")] = None,
     verify: Annotated[str | None, typer.Option("--verify", metavar="RUN", help="Repeat a kept run or its beginning.")] = None,
-    keep: Annotated[Path | None, typer.Option("--keep", metavar="DIR", help="Keep one small JSON file a run there.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", metavar="DIR", help="Keep one small JSON file a run there, to be made once.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of runs and page.")] = Path("reproduction"),
     device: Device = None,
     workers: Workers = None,

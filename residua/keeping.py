@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -23,15 +23,16 @@ from residua.claims import Arm, Ensemble, Outcome, Probe
 from residua.deciding import Known, plain
 from residua.errors import RunError
 from residua.evidence import BUDGETS, Record
-from residua.matrix import Task, addressed, read_json
+from residua.matrix import Run, Task, addressed, read_json
 from residua.recipe import Recipe
 from residua.runs import write_atomically
 from residua.selection import Shelf
 
-__all__ = ["card_of", "exact_outcomes", "keep", "keep_exact", "kept_cards", "known_from", "own_cards", "shipped"]
+__all__ = ["card_of", "exact_outcomes", "keep", "keep_exact", "kept_cards", "known_from", "own_cards", "restore", "shipped"]
 
 
 IMPLIED = ("num_classes", "in_channels", "image_size", "stem")  # options that the data decide (`residua.resolve`)
+KEPT = {"result": "measurements", "left_out": "left_out"}  # what the file of a measurement says, and where a card has it
 
 
 def shipped() -> Path | None:
@@ -66,6 +67,50 @@ def keep(tasks: Iterable[Task], folder: Path) -> list[Path]:
             _write(path, card)
         written.append(path)
     return written
+
+
+def restore(tasks: Sequence[Task], folder: Path) -> int:
+    """Puts the runs that were made elsewhere and kept in `folder` into their directories, without weights; returns how many.
+
+    Only those of which nothing is asked any more that needs weights: a measurement under any of their arms' names, or an ensemble
+    that is not kept. What has begun in its directory is left as it is.
+    """
+    cards = _by_run(tasks, folder)
+    unsettled = {task.run for task in tasks if not _settled(task, cards.get(task.run))}
+    unsettled |= {part.run for task in tasks if task.run in unsettled for part in task.parts}
+    waiting = {task.run: task for task in reversed(tasks) if task.run not in unsettled and task.state() == "waiting"}
+    for run, task in waiting.items():
+        card = cards[run]
+        asked = {name: other for other in tasks if other.run == run for name in other.measurements}
+        for name, other in asked.items():
+            if kept := {one: card[few][name] for one, few in KEPT.items() if name in card[few]}:
+                about = {"name": name, "allowance": budgets.ALLOWANCE[task.budget], "version": other.versions.get(name, 0)}
+                _write(task.measured(name), about | kept)
+        own = {name: value for name, value in card["measurements"].items() if name not in asked}
+        _write(
+            task.record,
+            {name: value for name, value in card.items() if name not in ("left_out", "versions")} | {"measurements": own},
+        )
+    return len(waiting)
+
+
+def _by_run(tasks: Sequence[Task], folder: Path) -> dict[Run, dict[str, Any]]:
+    """The kept cards of tasks; one training can be kept under several arms' names, with what was measured for each."""
+    cards: dict[Run, dict[str, Any]] = {}
+    for task in tasks:
+        if card := read_json(folder / task.budget / f"{task.id}.json"):
+            other = cards.get(task.run, {})
+            cards[task.run] = card | {name: other.get(name, {}) | card.get(name, {}) for name in (*KEPT.values(), "versions")}
+    return cards
+
+
+def _settled(task: Task, card: Mapping[str, Any] | None) -> bool:
+    """Whether a kept run shows all that is asked of a task."""
+    if card is None:
+        return False
+    there = card["measurements"].keys() | card["left_out"].keys()
+    versions = {name: card["versions"].get(name, 1) == version for name, version in task.versions.items()}
+    return all(name in there and versions.get(name, True) for name in task.measurements) or bool(card["broken_off"])
 
 
 def keep_exact(outcomes: Mapping[str, Outcome], folder: Path) -> Path:

@@ -28,8 +28,9 @@ from residua.evidence import Record
 from residua.recipe import Recipe
 from residua.resolve import held_out, resolve
 
-__all__ = ["Sources", "State", "Task", "address_of", "addressed", "execute", "read_json", "read_record"]
+__all__ = ["Run", "Sources", "State", "Task", "address_of", "addressed", "execute", "read_json", "read_record"]
 
+Run = tuple[int, str]  # the seed and address of a task, which several arms can share
 State = Literal["done", "trained", "begun", "waiting"]
 IGNORED = ("name", "checkpoints")  # fields of a recipe that bear on nothing that a run computes
 DIGITS = 10  # of the address
@@ -84,6 +85,11 @@ class Task:
     def id(self) -> str:
         """The run's name: arm, seed, address."""
         return f"{self.arm.name}-s{self.seed}-{self.address}"
+
+    @property
+    def run(self) -> Run:
+        """What is run, under whichever arm's name."""
+        return self.seed, self.address
 
     @property
     def path(self) -> Path:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from residua import budgets, costing, runs
+from residua import budgets, costing, machine, runs
 from residua.claims import Arm, Claim, Ensemble, Item, Probe
 from residua.errors import RequestError
-from residua.matrix import Sources, Task, address_of, addressed, read_json
+from residua.matrix import Run, Sources, Task, address_of, addressed, read_json
+from residua.scoring import chosen_device
 from residua.selection import Selection, Shelf
 
 __all__ = ["Planned", "fitting", "ordered", "planned"]
-
-Run = tuple[int, str]  # the seed and address, which several arms can share
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,13 @@ class Planned:
     budget: str
     tasks: dict[str, list[Task]]
     left_out: dict[str, str]
-    costs: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """The forecast seconds of each task by its id, as things stand when this is first asked."""
+        return {
+            task.id: costing.seconds_of(task.arm, self.budget, _missing(task), _pace(task), _behind(task)) for task in self.all()
+        }
 
     def all(self) -> list[Task]:
         """Every task once, members of ensembles before these."""
@@ -44,7 +50,7 @@ class Planned:
 
     def cost(self, tasks: Iterable[Task]) -> float:
         """The forecast seconds of those that are not done; what several arms share is paid for once."""
-        return sum({(task.seed, task.address): self.costs[task.id] for task in tasks if task.state() != "done"}.values())
+        return sum({task.run: self.costs[task.id] for task in tasks if task.state() != "done"}.values())
 
 
 def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources: Sources, seeds: int | None = None) -> Planned:
@@ -54,7 +60,6 @@ def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources
     """
     tasks: dict[str, list[Task]] = {}
     left_out: dict[str, str] = {}
-    costs: dict[str, float] = {}
     for name, measurements in selection.needs(papers).items():
         for measurement in measurements:
             papers.known_measurement(measurement)
@@ -64,12 +69,10 @@ def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources
             continue
         try:
             versions = {one: papers.measurements[one].version for one in measurements if one in papers.measurements}
-            made = _tasks(arm, measurements, versions, budget, out / "runs", sources, seeds, tasks)
-            costs |= {task.id: costing.seconds_of(arm, budget, _missing(task), _pace(task), _behind(task)) for task in made}
-            tasks[name] = made
+            tasks[name] = _tasks(arm, measurements, versions, budget, out / "runs", sources, seeds, tasks)
         except RequestError as error:
             left_out[name] = str(error)
-    return Planned(selection, budget, tasks, left_out, costs)
+    return Planned(selection, budget, tasks, left_out)
 
 
 def ordered(plan: Planned) -> list[Task]:
@@ -91,16 +94,15 @@ def _chosen(plan: Planned, seconds: float) -> list[Task]:
     whole = [claim for claim in claims if claim not in lacking]
     costs: dict[Run, float] = {}
     for task in plan.all():
-        run = task.seed, task.address
-        costs[run] = max(costs.get(run, 0.0), plan.costs[task.id] if task.state() != "done" else 0.0)
+        costs[task.run] = max(costs.get(task.run, 0.0), plan.costs[task.id] if task.state() != "done" else 0.0)
     chosen: dict[str, Task] = {}
     for parts in (whole, lacking, [item for _, item in plan.selection.items]):
         needed = [tasks for part in parts if (tasks := plan.of(part))]
-        for number in _densest([{(task.seed, task.address) for task in tasks} for tasks in needed], costs, seconds):
+        for number in _densest([{task.run for task in tasks} for tasks in needed], costs, seconds):
             for task in needed[number]:
                 chosen[task.id] = task
-                seconds -= costs[task.seed, task.address]
-                costs[task.seed, task.address] = 0.0
+                seconds -= costs[task.run]
+                costs[task.run] = 0.0
     if math.isinf(seconds):
         chosen.update({task.id: task for task in plan.all() if task.id not in chosen})
     return list(chosen.values())
@@ -173,9 +175,10 @@ def _behind(task: Task) -> float:
 
 
 def _pace(task: Task) -> float | None:
-    """Seconds an image in a run of this arm that is over: any seed's."""
+    """Seconds an image in a run of this arm on such a machine that is over: any seed's."""
     for path in sorted(task.folder.glob(f"{task.arm.name}-s*-*/record.json")) if isinstance(task.arm, Arm) else ():
         card = read_json(path)
-        if card.get("budget") == task.budget and "seconds_per_image" in card["values"]:
+        here = card.get("manifest", {}).get("hardware") == machine.hardware(chosen_device(None))
+        if here and card.get("budget") == task.budget and "seconds_per_image" in card["values"]:
             return float(card["values"]["seconds_per_image"])
     return None

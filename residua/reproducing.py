@@ -87,7 +87,8 @@ def reproduce(
 
     `budget`: "smoke", "small" or "full" (`residua.budgets`). `minutes`: only the runs that are forecast to fit, those that decide
     most claims first. `seeds`: another number of seeds than the budget's. `keep`: a folder for the small JSON file that is kept
-    of each run. `papers`: others than those of the catalogue.
+    of each run; what is kept there already, of another machine perhaps, is not made again unless its weights are asked for.
+    `papers`: others than those of the catalogue.
 
     Raises `RequestError` for a wrong request before any work, and where no run that is needed can be made here.
     """
@@ -107,6 +108,9 @@ def reproduce(
     _made(folder, "--out")
     if keep is not None:
         _made(Path(keep), "--keep")
+        restored = keeping.restore(plan.all(), Path(keep))
+        if restored:
+            watcher.note(f"{counted(restored, 'run')} kept in {keep} and not made again.")
     tasks = planning.ordered(plan) if minutes is None else planning.fitting(plan, 60 * minutes)
     watcher.note(_announced(plan, tasks, budget))
     settings = Settings(papers.measurements, Path(data_dir) if data_dir else None, device, workers, watcher)

@@ -100,7 +100,9 @@ class AllOf:
         for verdict in ("refuted", "not attempted", "under-powered"):
             if said := [one.why for one in outcomes if one.verdict == verdict]:
                 against = [one.p_against for one in outcomes if one.p_against is not None]
-                return Outcome(verdict, " ".join(said), numbers, min(against) if against and verdict == "refuted" else None)
+                return Outcome(
+                    verdict, " ".join(dict.fromkeys(said)), numbers, min(against) if against and verdict == "refuted" else None
+                )
         return Outcome("shown", " ".join(one.why for one in outcomes), numbers)
 
 

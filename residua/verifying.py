@@ -156,8 +156,7 @@ def _compared(card: Mapping[str, Any], repeated: _Repeated) -> Verification:
     if not pairs:
         raise RunError(f"{card['id']} was not repeated far enough to compare anything: give it more minutes.")
     kept = {name: card["values"][name] for name in repeated.errors if name in card["values"]}
-    apart = [abs(ours[1] - theirs[1]) / max(abs(theirs[1]), 1e-3) for theirs, ours in pairs]
-    largest = max(apart[:FIRST], key=lambda one: one if math.isfinite(one) else math.inf)
+    largest = max((_apart(*pair) for pair in pairs[:FIRST]), key=lambda one: one if math.isfinite(one) else math.inf)
     exact = all(list(theirs) == list(ours) for theirs, ours in pairs) and kept == repeated.errors
     trouble = _trouble(card, repeated, pairs, kept)
     verdict = "differs" if trouble else "equal" if exact else "agrees"
@@ -178,6 +177,11 @@ def _compared(card: Mapping[str, Any], repeated: _Repeated) -> Verification:
     return Verification(card["id"], updates, repeated.total, verdict, why, len(pairs), largest, *both)
 
 
+def _apart(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """By which part of the kept loss that of the repetition differs from it."""
+    return abs(ours[1] - theirs[1]) / max(abs(theirs[1]), 1e-3)
+
+
 def _trouble(
     card: Mapping[str, Any],
     repeated: _Repeated,
@@ -193,7 +197,7 @@ def _trouble(
     for place, (theirs, ours) in enumerate(pairs):
         if theirs[0] != ours[0] or not all(map(math.isfinite, (*theirs, *ours))):
             return f"Line {place + 1} cannot be compared: {list(theirs)} was kept, {list(ours)} is here."
-        apart = abs(ours[1] - theirs[1]) / max(abs(theirs[1]), 1e-3)
+        apart = _apart(theirs, ours)
         if place < FIRST and apart > TOLERANCE:
             return f"The losses of the first {min(FIRST, len(pairs))} lines differ by up to {100 * apart:.2g} %."
         if ours[0] <= CLOSELY and (apart > CLOSE or abs(ours[2] - theirs[2]) > images):

@@ -228,6 +228,27 @@ def test_a_measurement_that_is_defined_anew_is_made_anew_and_an_ensemble_speaks_
     assert not keeping.speaks(forged, SHELF)
 
 
+def test_kept_runs_are_not_made_again_elsewhere_but_where_their_weights_are_asked_for(finished: Path, tmp_path: Path) -> None:
+    kept = shutil.copytree(finished / "kept", tmp_path / "kept")
+    whole, began = run(tmp_path / "other", keep=kept)
+    assert began == []
+    assert not whole.failed
+    first = {entry["id"]: entry for entry in document(finished)["claims"]}
+    for entry in whole.claims:
+        assert (entry["verdict"], entry["evidence"]) == (first[entry["id"]]["verdict"], first[entry["id"]]["evidence"])
+    assert {path.name: path.read_bytes() for path in kept.glob("small/*")} == {
+        path.name: path.read_bytes() for path in (finished / "kept").glob("small/*")
+    }
+    anew = replace(SHELF, measurements={"norms": replace(SHELF.measurements["norms"], version=2)})
+    told = Told()
+    reproduce(budget="small", out=tmp_path / "anew", papers=anew, watcher=told, keep=kept)
+    assert {name.rpartition("-s")[0] for name in told.began} == {"residual"}
+    for path in kept.glob("small/both-*"):
+        path.unlink()
+    _, began = run(tmp_path / "parts", "he2015/works", keep=kept)
+    assert {name.rpartition("-s")[0] for name in began} == {"residual", "plain", "both"}
+
+
 def test_addresses_follow_what_decides_a_result(tmp_path: Path) -> None:
     one = arm("one")
     same = replace(one, name="same", recipe=replaced(one.recipe, {"name": "another", "checkpoints.seconds": 5}))
