@@ -97,7 +97,8 @@ def named(name: str) -> Plan:
 def check(plan: Plan, device: torch.device, world: int = 1, network: Network | None = None) -> None:
     """Raises `RequestError` if updates (of `network`, where it is known) cannot be computed as the plan says: on this device and
     machine, and in a run of `world` processes that is to begin. Without its fused loops a run would go on with other rounding."""
-    if plan.fused and device.type == "cpu" and (network is None or has_batch_norm(network)) and (why := kernels.obstacle()):
+    loops = plan.fused and device.type == "cpu" and (network is None or has_batch_norm(network))
+    if why := (kernels.obstacle() if loops else None) or (_no_compiler(device) if plan.compile != "none" else None):
         raise RequestError(
             f"The plan {plan.name!r} cannot be used here: {why}. A run that began with it goes on where that is mended; "
             f"a new one can take --plan {plan.precision} or auto."
@@ -157,9 +158,16 @@ def compile_obstacle(network: Network, device: torch.device, world: int = 1) -> 
         return "compiling is skipped: it is for runs of one process"
     if len(list(walk(network))) > 120:
         return "compiling is skipped: the network has more than 120 units, and compiling would take many minutes"
+    if why := _no_compiler(device):
+        return f"compiling is skipped: {why}"
+    return None
+
+
+def _no_compiler(device: torch.device) -> str | None:
+    """What torch lacks to compile a network for a device, in a sentence; None for nothing."""
     compilers = (os.environ.get("CXX"), "g++", "clang++", "c++")
     if device.type == "cpu" and not any(name and shutil.which(name) for name in compilers):
-        return "compiling is skipped: there is no C++ compiler on this machine (installing g++ would allow it)"
+        return "there is no C++ compiler on this machine (installing g++ would allow it)"
     return None
 
 

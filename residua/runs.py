@@ -35,7 +35,7 @@ from residua.models import create_model
 from residua.network import Network
 from residua.recipe import Recipe
 
-__all__ = ["FORMAT", "SHIPPED", "Run", "load", "locked", "open_run", "ship", "shipped", "write_atomically"]
+__all__ = ["FORMAT", "SHIPPED", "Run", "load", "locked", "meant", "open_run", "ship", "shipped", "write_atomically"]
 
 FORMAT = 1
 SHIPPED = Path(__file__).with_name("trained")
@@ -159,9 +159,9 @@ def located(path: Path | str) -> Path:
     return SHIPPED / given if not given.exists() and str(given) in shipped() else given
 
 
-def _instead(path: Path) -> str:
-    """What may have been meant by a path that is no run: a run in it, beside it or below runs/, or one of `shipped`."""
-    names = shipped()
+def meant(path: Path) -> str:
+    """A question after what may have been meant by a path that is no run: a run in it, beside it or below runs/, or one of
+    `shipped`; "" if nothing is near. It begins with a space, to follow the sentence that says so."""
     found = {
         place.parent.name: place.parent for folder in (Path("runs"), path.parent) for place in folder.glob("*/manifest.json")
     }
@@ -169,8 +169,15 @@ def _instead(path: Path) -> str:
     close = inside or [str(found[name]) for name in nearest(path.name, found)]
     if close:
         return f" Did you mean {' or '.join(close)}?"
-    if close := nearest(str(path), names, 1):
-        return f" Did you mean {close[0]}, which comes with residua?"
+    close = nearest(str(path), shipped(), 1)
+    return f" Did you mean {close[0]}, which comes with residua?" if close else ""
+
+
+def _instead(path: Path) -> str:
+    """What a message says besides where a path is no run."""
+    if close := meant(path):
+        return close
+    names = shipped()
     come = f" With residua come: {', '.join(names)}." if names else ""
     return f" A run directory is the folder that `residua train` writes, below runs/ or where --out says.{come}"
 

@@ -164,7 +164,7 @@ def _open(source: str | Path | Mapping[str, Tensor], names: Callable[[], list[st
     if weight_files.is_published(str(source)):
         return weight_files.published(str(source), names)
     if not path.exists() and path.suffix not in (".safetensors", *weight_files.PICKLES):
-        raise RequestError(f"There is no run directory or file {source}. Weights are {weight_files.TAKES}.")
+        raise RequestError(f"There is no run directory or file {source}.{runs.meant(path)} Weights are {weight_files.TAKES}.")
     return weight_files.read_file(path)
 
 

@@ -217,6 +217,9 @@ def test_without_a_compiler_compiling_is_skipped_with_one_line(network: Network,
     assert "no C++ compiler" in str(plan.compile_obstacle(network, CPU))
     deep = nn.Sequential(*(Unit(nn.Identity()) for _ in range(121)))
     assert "more than 120 units" in str(plan.compile_obstacle(deep, CPU))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"'bf16-compile' cannot be used here: there is no C\+\+ compiler"):
+        plan.check(plan.PLANS["bf16-compile"], CPU)
+    plan.check(plan.PLANS["bf16"], CPU)
 
 
 def test_a_plan_that_does_not_exist_is_refused_with_those_that_do() -> None:

@@ -411,6 +411,15 @@ def test_weights_that_do_not_exist_are_refused_by_name(
     assert words in refused(create_model("resnet20"), source, name="resnet20")
 
 
+def test_a_run_that_is_near_what_was_typed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "flowers"
+    run.mkdir(parents=True)
+    (run / "manifest.json").write_text("{}")
+    for source in ("flowers", "runs/flower"):
+        assert f"run directory or file {source}. Did you mean runs/flowers? Weights are" in refused(small(), source)
+
+
 def test_a_folder_or_file_that_is_no_weights_is_refused(tmp_path: Path) -> None:
     assert "neither a run directory" in refused(small(), tmp_path)
     (tmp_path / "w.txt").write_text("hello")
