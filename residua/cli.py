@@ -294,6 +294,8 @@ def evaluate(
         if as_json:
             emit(values)
             return
+        if values["note"]:
+            say(values["note"])
         print(tables.headline(values))
         print(tables.classes(values))
 

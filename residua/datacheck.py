@@ -7,7 +7,7 @@ is given, the rest at first use, and the results are remembered (`filecheck`). N
   More than `max_bad` of a split's files (of the whole folder, where the split is made by content): stop.
 - A file whose header can be read but whose pixels cannot be decoded keeps its place, so that no place depends on how far the
   check got. It weighs nothing in training and is not counted in evaluation; it is listed as soon as it is known. If all
-  files fail, or all of the 20 or more that were tried: stop.
+  files of a split fail, or all of the 20 or more of it that were tried: stop.
 - A class folder without a readable image is listed and gets no class id. A class that has images in train but none in another
   split is listed, and the run goes on. A class that has images only outside train, in folders or a table that give the
   split, is most likely misspelt: stop. Where the split is made by content it is chance: listed, and the run goes on.
@@ -120,7 +120,8 @@ def _leave_out(listed: Sequence[Listed], facts: Sequence[FileFacts], findings: F
         if known.problem:
             bad[file.split].append(f"{file.called} ({known.problem})")
             kind = "empty file" if known.problem.startswith("an empty file") else "unreadable"
-            findings.add(kind, f"{file.called}: {known.problem}", "left out")
+            about = {"name": printable(file.name), "split": file.split, "reason": known.problem}
+            findings.add(kind, f"{file.called}: {known.problem}", "left out", **about)
     for split, names in bad.items():
         if len(names) > max_bad * total[split]:
             where = f" of {split}" if split else ""
@@ -220,12 +221,19 @@ def _decode(
 ) -> None:
     """Decodes what fits in the time, in an order that samples the whole list evenly, and lists what failed."""
     decode_files(paths, facts, keyed.permutation(len(paths), "datacheck").tolist(), seconds)
-    tried = [(file, known.pixels) for file, known in zip(files, facts) if known.pixels is not None]
-    failed = [(file, reason) for file, reason in tried if reason]
-    findings.decoded = len(tried)
-    for file, reason in failed:
+    tried: dict[str, list[tuple[Listed, str]]] = defaultdict(list)
+    for file, known in zip(files, facts):
+        if known.pixels is not None:
+            tried[file.split].append((file, known.pixels))
+    findings.decoded = sum(map(len, tried.values()))
+    for file, reason in (item for of_split in tried.values() for item in of_split if item[1]):
         done = "keeps its place; weighs nothing in training, not counted in evaluation"
-        findings.add("undecodable", f"{file.called}: {reason}", done)
-    if len(failed) == len(tried) >= min(_ENOUGH, len(files)):
-        names = ", ".join(f"{file.called} ({reason})" for file, reason in failed[:5])
-        raise RequestError(f"Not one of the {len(tried)} files that were tried can be decoded: {names}. Replace them.")
+        about = {"name": printable(file.name), "split": file.split, "reason": reason}
+        findings.add("undecodable", f"{file.called}: {reason}", done, **about)
+    for split, of_split in tried.items():
+        enough = min(_ENOUGH, sum(file.split == split for file in files))
+        if len(of_split) >= enough and all(reason for _, reason in of_split):
+            names = ", ".join(f"{file.called} ({reason})" for file, reason in of_split[:5])
+            raise RequestError(
+                f"Not one of the {len(of_split)} files of {split} that were tried can be decoded: {names}. Replace them."
+            )

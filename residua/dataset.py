@@ -113,11 +113,15 @@ Samples = ArraySamples | FileSamples
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing the data check found: `kind` (such as "unreadable"), `what` it is, by name, and what was `done` about it."""
+    """One thing the data check found: `kind` (such as "unreadable"), `what` it is, by name, and what was `done` about it. Where
+    it is one file that cannot be read: its `name`, its `split` ("" where that would follow from its content) and the `reason`."""
 
     kind: str
     what: str
     done: str
+    name: str = ""
+    split: str = ""
+    reason: str = ""
 
 
 @dataclass
@@ -129,9 +133,9 @@ class Findings:
     headers: int = 0
     decoded: int = 0
 
-    def add(self, kind: str, what: str, done: str) -> None:
+    def add(self, kind: str, what: str, done: str, *, name: str = "", split: str = "", reason: str = "") -> None:
         """Lists one finding."""
-        self.items.append(Finding(kind, what, done))
+        self.items.append(Finding(kind, what, done, name, split, reason))
 
     def counts(self) -> dict[str, int]:
         """How many findings there are of each kind."""

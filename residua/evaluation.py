@@ -12,18 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from residua import runs as run_directories
 from residua import scorecard, scoring
 from residua.batches import CentralView, evaluation_batches
-from residua.data import open_data
-from residua.dataset import Dataset, Samples
-from residua.errors import RequestError, RunError, nearest, unknown
+from residua.dataset import Samples
+from residua.errors import RequestError, RunError, unknown
 from residua.infer import precision_here, ready
+from residua.measured_split import MeasuredSplit, listed, open_split
 from residua.network import Network
 from residua.plan import set_allocator
-from residua.resolve import held_out
 from residua.runs import Run
 from residua.scorecard import Evaluation, Member
 from residua.scoring import Scores, autocast_for, evaluation_view, scores, watch
@@ -62,17 +60,6 @@ class _Request:
             raise RequestError(f"The batch size must be at least 1, not {self.batch_size}.")
 
 
-@dataclass(frozen=True)
-class _Split:
-    """The split to be measured, labels in the ids of the run's classes."""
-
-    source: str
-    name: str
-    samples: Samples
-    left_out: tuple[tuple[str, str], ...]
-    note: str
-
-
 def evaluate(
     runs: str | Path | Run | Sequence[str | Path | Run],
     *,
@@ -102,16 +89,20 @@ def evaluate(
     wanted = tuple(scales) if scales is not None else None
     request = _Request(data, folder, split, protocol, wanted, batch_size, scoring.chosen_device(device), workers, which)
     source = _common_source(opened, request)
-    splits = {channels: _open_split(opened[0], source, channels, request) for channels in {_channels(run) for run in opened}}
+    splits = {
+        channels: open_split(opened[0], source, request.split, channels, request.data_dir)
+        for channels in {_channels(run) for run in opened}
+    }
     start = time.perf_counter()
     parts = [_score_member(run, opened[0].classes, splits[_channels(run)].samples, request) for run in opened]
     seconds = time.perf_counter() - start
     result = _result(opened, splits[_channels(opened[0])], parts, request, seconds)
     if not save or len(opened) > 1:
         return result
+    result = scorecard.save(result, opened[0].outputs / "evaluations")
     if protocol == "center" and data is None and split is None:
-        _write_worst(opened[0], splits[_channels(opened[0])].samples, result)
-    return scorecard.save(result, opened[0].outputs / "evaluations")
+        return _with_worst(opened[0], splits[_channels(opened[0])].samples, result)
+    return result
 
 
 # ------------------------------------------------------------------------------------------------------------ the request
@@ -127,15 +118,10 @@ def _opened(runs: str | Path | Run | Sequence[str | Path | Run]) -> list[Run]:
         if set(other.classes) != set(first.classes):
             raise RequestError(
                 f"These runs have different classes and cannot be averaged: only in {first.path}: "
-                f"{_listed(set(first.classes) - set(other.classes))}; only in {other.path}: "
-                f"{_listed(set(other.classes) - set(first.classes))}."
+                f"{listed(set(first.classes) - set(other.classes))}; only in {other.path}: "
+                f"{listed(set(other.classes) - set(first.classes))}."
             )
     return opened
-
-
-def _listed(names: set[str]) -> str:
-    shown = ", ".join(map(repr, sorted(names)[:5])) or "none"
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _common_source(opened: list[Run], request: _Request) -> str:
@@ -147,44 +133,6 @@ def _common_source(opened: list[Run], request: _Request) -> str:
 
 def _channels(run: Run) -> int:
     return run.normalization["std"].shape[0]
-
-
-def _open_split(run: Run, source: str, channels: int, request: _Request) -> _Split:
-    dataset = open_data(source, data_dir=request.data_dir, channels=channels, max_bad=1.0, seconds=0.0)
-    if source == run.recipe.data.source:
-        dataset = held_out(dataset, run.recipe)
-    name = request.split or dataset.final
-    if name not in dataset.splits:
-        raise unknown(f"split of {source}", name, dataset.splits)
-    samples = dataset.splits[name]
-    if not len(samples):
-        raise RequestError(f"The split {name} of {source} has no images.")
-    ids = _matched(dataset, run)
-    return _Split(source, name, replace(samples, labels=ids[samples.labels]), _left_out(dataset, name), dataset.note)
-
-
-def _left_out(dataset: Dataset, split: str) -> tuple[tuple[str, str], ...]:
-    """(name, reason) of the files that the data check left out: those below the split's own folder, or all of them where the
-    split has none."""
-    top = {name: {str(path).split("/")[0] for path in samples.names} for name, samples in dataset.splits.items()}
-    others = set().union(*(parts for name, parts in top.items() if name != split))
-    folder = f"{next(iter(top[split]))}/" if len(top[split]) == 1 and not top[split] & others else ""
-    listed = (item.what.partition(": ") for item in dataset.findings.items if item.kind in ("unreadable", "empty file"))
-    return tuple((name, reason) for name, _, reason in listed if name.startswith(folder))
-
-
-def _matched(dataset: Dataset, run: Run) -> Tensor:
-    """The run's class id of each of the data's classes, by name."""
-    ids = {name: label for label, name in enumerate(run.classes)}
-    strange = [name for name in dataset.classes if name not in ids]
-    if strange:
-        hints = [f"{name!r}" + (f" (nearest: {close[0]!r})" if (close := nearest(name, ids, 1)) else "") for name in strange[:5]]
-        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
-        raise RequestError(
-            f"{dataset.source} has classes that the run {run.path} does not know: {', '.join(hints)}{more}. "
-            f"The run knows {len(ids)} classes: {_listed(set(ids))}. Rename the classes of the data, or leave these out."
-        )
-    return torch.tensor([ids[name] for name in dataset.classes])
 
 
 # ---------------------------------------------------------------------------------------------------------------- scores
@@ -228,7 +176,9 @@ def _score_member(run: Run, classes: list[str], samples: Samples, request: _Requ
     scales = None
     if request.protocol == "dense":
         scales = request.scales or scoring.dense_scales(run.image_size, network.feature_reductions[-1])
-        found = scoring.averaged([_score_at(scale, run, network, samples, request) for scale in scales])
+        precision = precision_of(run, request.device)
+        window = scoring.dense_window(network, _channels(run), run.image_size, scales, request.device, precision)
+        found = scoring.averaged([_score_at(scale, window, run, network, samples, request) for scale in scales])
     else:
         found = _score_crops(run, network, samples, request)
     if not found.probabilities.isfinite().all():
@@ -252,16 +202,15 @@ def _score_crops(run: Run, network: Network, samples: Samples, request: _Request
     return scores(network, batches, run.normalization, request.device, precision_of(run, request.device), scorer)
 
 
-def _score_at(scale: int, run: Run, network: Network, samples: Samples, request: _Request) -> Scores:
+def _score_at(scale: int, window: int, run: Run, network: Network, samples: Samples, request: _Request) -> Scores:
     """The dense scores at one scale, in batches of as many pixels as `batch_size` central crops have."""
     single = evaluation_batches(samples, torch.arange(len(samples)), scoring.SideView(scale), 1, request.workers)
     batches = scoring.grouped_by_shape(single, request.batch_size * run.image_size**2)
-    window = -(-run.image_size // network.feature_reductions[-1])
     scorer = scoring.DenseScorer(window, _mirrored(run))
     return scores(network, batches, run.normalization, request.device, precision_of(run, request.device), scorer)
 
 
-def _result(opened: list[Run], split: _Split, parts: list[_Part], request: _Request, seconds: float) -> Evaluation:
+def _result(opened: list[Run], split: MeasuredSplit, parts: list[_Part], request: _Request, seconds: float) -> Evaluation:
     found = scoring.averaged([part.scores for part in parts])
     found = found._replace(unreadable=split.left_out + found.unreadable)
     values = scorecard.summarize(found, opened[0].classes, split.samples.names)
@@ -286,21 +235,27 @@ def _result(opened: list[Run], split: _Split, parts: list[_Part], request: _Requ
     )
 
 
-def _write_worst(run: Run, samples: Samples, result: Evaluation) -> None:
-    """A sheet of the images that the network gets most wrong, as it sees them, for the report."""
-    if result.worst:
-        view = evaluation_view(run.recipe)
-        images = torch.stack([samples.seen(item.place, view).cpu() for item in result.worst])
+def _with_worst(run: Run, samples: Samples, result: Evaluation) -> Evaluation:
+    """Writes a sheet of the images that the network gets most wrong, as it sees them, for the report; what keeps it from that is
+    added to the result's note."""
+    if not result.worst:
+        return result
+    view = evaluation_view(run.recipe)
+    images = torch.stack([samples.seen(item.place, view).cpu() for item in result.worst])
+    try:
         write_sheet(run.outputs / "samples" / "worst.png", images, result.to_dict()["worst"])
+    except RunError as error:
+        return replace(result, note=f"{result.note} {error}".strip())
+    return result
 
 
-def _note(opened: list[Run], split: _Split, request: _Request, missing: tuple[str, ...]) -> str:
-    sentences = [split.note if split.note.endswith(".") or not split.note else f"{split.note}."]
+def _note(opened: list[Run], split: MeasuredSplit, request: _Request, missing: tuple[str, ...]) -> str:
+    sentences = [split.note]
     if request.protocol != "center" and not all(map(_mirrored, opened)):
         left = {"ten-crop": "Five crops instead of ten", "six-view": "Three views instead of six"}.get(
             request.protocol, "No mirror images"
         )
         sentences.append(f"{left}: the training data says that a mirror image is not a likely image of its class.")
     if missing:
-        sentences.append(f"No images of {len(missing)} of the run's {len(opened[0].classes)} classes: {_listed(set(missing))}.")
+        sentences.append(f"No images of {len(missing)} of the run's {len(opened[0].classes)} classes: {listed(set(missing))}.")
     return " ".join(sentence for sentence in sentences if sentence)

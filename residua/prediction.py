@@ -18,10 +18,11 @@ import torch
 
 from residua import runs
 from residua.batches import evaluation_batches
+from residua.data.folder import images_below
 from residua.dataset import FileSamples
 from residua.errors import RequestError, RunError, nearest
 from residua.evaluation import load_ready, precision_of
-from residua.images import decode, is_image_name, printable
+from residua.images import decode, printable
 from residua.runs import Run
 from residua.scoring import Scores, chosen_device, evaluation_view, scores
 
@@ -111,7 +112,10 @@ def _found(files: Iterable[str | Path]) -> list[str]:
     found: list[str] = []
     for given in map(Path, files):
         if given.is_dir():
-            found += _images_below(given)
+            inside = images_below(given)
+            if not inside:
+                raise RequestError(f"There are no images in the folder {given} or below it.")
+            found += inside
         elif os.path.lexists(given):
             found.append(str(given))
         else:
@@ -119,25 +123,6 @@ def _found(files: Iterable[str | Path]) -> list[str]:
     if not found:
         raise RequestError("There is nothing to predict: name at least one image or folder of images.")
     return found
-
-
-def _images_below(folder: Path) -> list[str]:
-    try:
-        names = sorted(
-            os.path.join(base, name)  # noqa: PTH118
-            for base, _, files in os.walk(folder, onerror=_raised)
-            for name in files
-            if is_image_name(name)
-        )
-    except OSError as error:
-        raise RequestError(f"The folder {error.filename} cannot be read: {error.strerror}.") from None
-    if not names:
-        raise RequestError(f"There are no images in the folder {folder} or below it.")
-    return names
-
-
-def _raised(error: OSError) -> None:
-    raise error
 
 
 def _missing(path: Path) -> str:

@@ -7,7 +7,6 @@ import datetime
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +22,7 @@ from residua import recipe as recipes
 from residua.augment import area_factor, normalized
 from residua.batches import Share
 from residua.cost import multiply_adds, num_parameters
-from residua.data import CATALOG
+from residua.data import one_path
 from residua.dataset import ArraySamples, Dataset, FileSamples, Samples, class_counts, hold
 from residua.errors import RequestError, RunError, UnreadableImage
 from residua.images import printable
@@ -64,15 +63,6 @@ def default_out(recipe: Recipe) -> Path:
     return Path("runs") / "-".join([*(word.replace(" ", "_") for word in words if word != "auto"), digest])
 
 
-def one_path(source: str) -> str:
-    """A source of data, its path written in the one shortest way: "pets" for "./pets/". A name of the catalogue stays as it is,
-    and so does the "./" that tells a folder of the same name from it."""
-    if source in CATALOG:
-        return source
-    path = os.path.normpath(source)
-    return f"./{path}" if path in CATALOG else path
-
-
 def in_memory(dataset: Dataset, recipe: Recipe, device: torch.device, before: bool | None = None) -> tuple[Dataset, bool]:
     """The data set with its splits held as uint8 where the recipe or the memory at hand says so, and whether they are.
 
@@ -107,11 +97,12 @@ def in_memory(dataset: Dataset, recipe: Recipe, device: torch.device, before: bo
 
 def list_unreadable(dataset: Dataset) -> None:
     """Adds to the findings what turned out to be undecodable when the images were read into memory."""
-    known = {item.what.partition(": ")[0] for item in dataset.findings.items if item.kind == "undecodable"}
-    for samples in dataset.splits.values():
+    known = {(item.split, item.name) for item in dataset.findings.items if item.kind == "undecodable"}
+    for split, samples in dataset.splits.items():
         for place, reason in samples.unreadable.items() if isinstance(samples, ArraySamples) else ():
-            if (name := printable(samples.names[place])) not in known:
-                dataset.findings.add("undecodable", f"{name}: {reason}", "left out of training and of all counts")
+            if (split, name := printable(samples.names[place])) not in known:
+                done = "left out of training and of all counts"
+                dataset.findings.add("undecodable", f"{name}: {reason}", done, name=name, split=split, reason=reason)
 
 
 def fits_device(dataset: Dataset, device: torch.device) -> bool:

@@ -33,6 +33,11 @@ def held_out(dataset: Dataset, recipe: Recipe) -> Dataset:
     if not count:
         return dataset
     train = dataset.splits["train"]
+    if "val" in dataset.splits:
+        raise RequestError(
+            f"{dataset.source} has {len(dataset.splits['val'])} images in val already; data.holdout sets training images aside "
+            "as val only where there is none. Leave data.holdout at 0."
+        )
     if count >= len(train):
         raise RequestError(f"data.holdout = {count} would leave nothing of {len(train)} training images.")
     kept, aside = holdout(train, count)

@@ -33,7 +33,8 @@ from residua.views import SideView
 
 __all__ = [
     "CropsView", "DenseScorer", "Scorer", "Scores", "ShiftedView", "SideView", "autocast_for", "averaged", "chosen_device",
-    "dense_logits", "dense_scales", "evaluation_view", "grouped_by_shape", "score_crops", "score_whole", "scores", "watch",
+    "dense_logits", "dense_scales", "dense_window", "evaluation_view", "grouped_by_shape", "score_crops", "score_whole", "scores",
+    "watch",
 ]  # fmt: skip
 
 CENTRAL_FRACTION = 0.875
@@ -157,6 +158,27 @@ def dense_logits(network: Network, images: Tensor, window: int) -> Tensor:
     classifier = network.head.classifier
     assert isinstance(classifier, nn.Linear)
     return F.conv2d(pooled.to(classifier.weight.dtype), classifier.weight[:, :, None, None], classifier.bias).flatten(2).mean(2)
+
+
+def dense_window(network: Network, channels: int, size: int, scales: Sequence[int], device: torch.device, precision: str) -> int:
+    """The `window` of `dense_logits` for a network that was trained at `size` x `size`.
+
+    Raises `RequestError` for a network whose last map is no map, and where the smallest of the scales is too small for it.
+    """
+    with _measuring(network, device, precision):
+        last = network.features(torch.zeros(1, channels, size, size, device=device))[-1]
+        if last.ndim != 4:
+            raise RequestError(
+                "The protocol dense is for convolutional networks; this one has no map that a head could be moved over."
+            )
+        window, smallest = last.shape[-1], min(scales)
+        try:
+            dense_logits(network, torch.zeros(1, channels, smallest, smallest, device=device), window)
+        except RuntimeError as error:
+            raise RequestError(
+                f"An image of {smallest} x {smallest} is too small for the network ({error}). Choose larger scales."
+            ) from error
+    return int(window)
 
 
 class Scores(NamedTuple):

@@ -52,8 +52,10 @@ def write_sheet(path: Path, images: Tensor, captions: Sequence[str | Mapping[str
     Image.fromarray(_grid(tiles).numpy()).save(picture, "PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture.getvalue())
         path.with_suffix(".json").write_text(json.dumps(described, indent=1, ensure_ascii=True), encoding="utf-8")
+        aside = path.with_name(f".{path.name}")
+        aside.write_bytes(picture.getvalue())
+        aside.replace(path)  # a sheet whose picture is there is whole
     except OSError as error:
         raise RunError(f"The sample images {path} cannot be written: {error.strerror or error}.") from error
 

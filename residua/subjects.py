@@ -17,11 +17,10 @@ from residua import runs as run_directories
 from residua.analysis import Place, Subject, on_ladder
 from residua.augment import normalized
 from residua.batches import evaluation_batches
-from residua.data import open_data
-from residua.dataset import Dataset
-from residua.errors import RequestError, nearest, unknown
+from residua.errors import RequestError
 from residua.graph import shape_of
-from residua.resolve import held_out, side_of
+from residua.measured_split import open_split
+from residua.resolve import side_of
 from residua.rewired import Rewired
 from residua.runs import Run
 from residua.scoring import evaluation_view
@@ -48,17 +47,8 @@ def run_subject(
     """
     opened = run if isinstance(run, Run) else run_directories.open_run(run)
     device = device or torch.device("cpu")
-    source = data or opened.recipe.data.source
-    channels = int(opened.normalization["std"].shape[0])
-    dataset = open_data(source, data_dir=data_dir, channels=channels, max_bad=1.0, seconds=0.0)
-    if source == opened.recipe.data.source:
-        dataset = held_out(dataset, opened.recipe)
-    chosen = split or dataset.final
-    if chosen not in dataset.splits:
-        raise unknown(f"split of {source}", chosen, dataset.splits)
-    samples, ids = dataset.splits[chosen], _class_ids(dataset, opened)
-    if not len(samples):
-        raise RequestError(f"The split {chosen} of {source} has no images.")
+    chosen = open_split(opened, data, split, int(opened.normalization["std"].shape[0]), data_dir)
+    samples = chosen.samples
     seed = opened.recipe.seed
     order = keyed.permutation(len(samples), seed, "analysis")
     view, size = evaluation_view(opened.recipe), batch_size_for(side_of(opened.recipe))
@@ -68,7 +58,7 @@ def run_subject(
         for batch in evaluation_batches(samples, order, view, size):
             if batch.valid.any():
                 images = normalized(batch.images[batch.valid].to(device), statistics)
-                yield _laid_out(images), ids[batch.labels[batch.valid]].to(device)
+                yield _laid_out(images), batch.labels[batch.valid].to(device)
 
     with torch.random.fork_rng(devices=[]):
         model = run_directories.load(opened)
@@ -82,7 +72,7 @@ def run_subject(
         units=places(model, next(batches())[0][:2]),
         seed=seed,
         device=device,
-        data=f"{source}, {chosen}",
+        data=f"{chosen.source}, {chosen.name}",
         normalization=opened.normalization,
         fresh=_builder(opened.build, seed),
         run=opened,
@@ -193,14 +183,3 @@ def _builder(build: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Modul
 
 def _laid_out(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def _class_ids(dataset: Dataset, run: Run) -> Tensor:
-    """The run's id of each of the data's classes, by name."""
-    ids = {name: label for label, name in enumerate(run.classes)}
-    for name in dataset.classes:
-        if name not in ids:
-            close = nearest(name, ids, 1)
-            hint = f" (nearest: {close[0]!r})" if close else ""
-            raise RequestError(f"{dataset.source} has a class {name!r} that the run {run.path} does not know{hint}.")
-    return torch.tensor([ids[name] for name in dataset.classes])

@@ -22,7 +22,7 @@ from residua import recipe as recipes
 from residua.augment import Key, transformed
 from residua.batches import Batch, Share, train_batches
 from residua.data import open_data
-from residua.dataset import Dataset
+from residua.dataset import Dataset, FileSamples, Samples
 from residua.errors import RequestError, RunError
 from residua.images import printable
 from residua.prepare import Prepared
@@ -37,6 +37,8 @@ from residua.sheets import write_sheet
 from residua.step import NonFiniteLoss, Step
 
 __all__ = ["Interrupted", "request", "train"]
+
+GONE = 20  # images in a row that cannot be read: the data has gone, as on a disk that fails
 
 
 class Interrupted(RunError):
@@ -192,10 +194,15 @@ def _run_steps(prepared: Prepared, step: Step, first: int, extra: Mapping[str, A
         recorder = Recorder(run, first, extra.get("seconds", 0.0), listener, extra.get("pending"))
     checkpointer = Checkpointer(run, step, recorder) if recorder else None
     measure_at = _measure_at(total, order.steps_per_epoch, run.recipe.evaluations)
+    blank = 0  # images in a row that could not be read, of all processes
     with closing(recorder) if recorder else nullcontext(), signals_caught() as caught:
         for batch in batches:
+            _require_files(batch, samples, run)
             _update(step, batch, prepared)
             done = batch.step + 1
+            blank = 0 if step.last.count else blank + run.recipe.batch_size
+            if blank >= GONE:
+                raise _without(f"not one of the last {blank:,} images could be read", batch, run)
             if recorder and checkpointer:
                 recorder.unread(done, batch.unreadable, samples)
                 recorder.trained(done, step.last)
@@ -226,6 +233,20 @@ def _update(step: Step, batch: Batch, prepared: Prepared) -> None:
         ) from error
 
 
+def _require_files(batch: Batch, samples: Samples, run: Run) -> None:
+    """Stops where a file that could be read when the data was opened is not there any more. An update without its image would be
+    another one than the run's, and be saved as if it were."""
+    if isinstance(samples, FileSamples) and any(not (samples.root / name).exists() for name, _ in batch.unreadable):
+        raise _without("images are not there any more", batch, run)
+
+
+def _without(what: str, batch: Batch, run: Run) -> RunError:
+    first = f" The first: {batch.unreadable[0][1]}" if batch.unreadable else ""
+    saved = checkpoints.available(run.checkpoints)
+    last = f"The last good checkpoint is {saved[0]}." if saved else "There is no checkpoint yet."
+    return RunError(f"At step {batch.step} {what}.{first} {last} Mend that, then run the same command.")
+
+
 def _measure_at(total: int, per_epoch: int, most: int) -> set[int]:
     """The steps after which the watched split is measured: ends of epochs, evenly spread, at most `most`; always the last."""
     epochs = total // per_epoch
@@ -254,6 +275,11 @@ def _measure(prepared: Prepared, step: Step, done: int, recorder: Recorder | Non
     if share.world > 1:
         dist.all_reduce(totals)
     count, loss, wrong1, wrong5 = totals.tolist()
+    if not count:
+        raise RunError(
+            f"Not one of the {len(samples):,} images of {split} can be read: there is nothing to measure at step {done}. Mend "
+            "them, then run the same command."
+        )
     values = {"loss": loss / count, "top1_error": 100 * wrong1 / count, "num_samples": int(count)}
     if len(run.classes) > 5:
         values["top5_error"] = 100 * wrong5 / count

@@ -260,6 +260,7 @@ def png(width: int, height: int) -> bytes:
         (["train", "--batch-size", "0"], ["batch_size"]),
         (["train", "cifar11"], ["cifar11", "'cifar10'"]),
         (["train", "./no/such/folder"], ["There is no folder './no/such/folder'"]),
+        (["train", "~nobody_is_called_so/pets"], ["There is no folder '~nobody_is_called_so/pets'"]),
         (["train", "--set", "model.num_classes=7"], ["num_classes = 7", "10 classes"]),
         (["train", "--weights", "nowhere"], ["nowhere"]),
         (["evaluate", "nowhere"], ["There is no run directory nowhere"]),

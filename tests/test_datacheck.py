@@ -102,8 +102,15 @@ def test_if_no_file_can_be_decoded_it_stops(tmp_path: Path) -> None:
     root = write_splits(tmp_path, train={"a": 2, "b": 2}, val={"a": 1, "b": 1})
     for path in root.rglob("*.png"):
         truncate(path, 0.7)
-    with pytest.raises(RequestError, match="Not one of the 6 files"):
+    with pytest.raises(RequestError, match="Not one of the 4 files of train"):
         open_folder(root)
+
+
+def test_a_split_of_which_no_file_can_be_decoded_stops(pets: Path) -> None:
+    for path in (pets / "val").glob("*/*"):
+        truncate(path, 0.7)
+    with pytest.raises(RequestError, match="Not one of the 8 files of val that were tried can be decoded"):
+        open_folder(pets)
 
 
 def test_duplicates_across_splits_are_listed_and_kept(pets: Path) -> None:

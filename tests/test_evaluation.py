@@ -21,9 +21,10 @@ from residua.dataset import FileSamples
 from residua.errors import RequestError, RunError
 from residua.evaluation import Evaluation, evaluate, evaluation_view, watch
 from residua.images import decode
+from residua.models import create_model
 from residua.network import Network, Stage, fully_connected_head, small_stem
 from residua.runs import Run
-from residua.scoring import chosen_device, dense_logits, dense_scales
+from residua.scoring import chosen_device, dense_logits, dense_scales, dense_window
 from residua.views import central_view, shorter_side
 
 CPU = torch.device("cpu")
@@ -181,6 +182,15 @@ def test_unreadable_files_are_listed_and_not_counted(tmp_path: Path) -> None:
     assert sorted(Path(name).name for name, _ in after.unreadable) == ["1x.png", "1y.png"]
     assert all(name.startswith("test") and reason for name, reason in after.unreadable)
     assert measured(run, protocol="dense", scales=[SIZE], batch_size=4).unreadable == after.unreadable
+
+
+def test_unreadable_rows_of_a_table_are_named_by_their_files_and_counted_in_their_split(tmp_path: Path, run: Run) -> None:
+    source = write_folder(tmp_path / "images")
+    rows = [f"{path.relative_to(source)},{path.parent.name},{path.parts[-3]}" for path in sorted(source.glob("*/*/*.png"))]
+    (source / "table.csv").write_text("\n".join(["path,label,split", *rows, "test/no.png,ant,test", "train/no.png,ant,train"]))
+    result = measured(run, data=str(source / "table.csv"))
+    assert result.num_unreadable == 1
+    assert [name for name, _ in result.unreadable] == ["test/no.png"]
 
 
 def test_data_without_one_readable_image_is_refused(tmp_path: Path, run: Run) -> None:
@@ -366,6 +376,20 @@ def test_a_fully_connected_head_becomes_the_convolutions_that_its_layers_are() -
         torch.testing.assert_close(dense_logits(network, images, 3), logits.mean((2, 3)))
 
 
+@pytest.mark.parametrize(("name", "size", "side"), [("alexnet", 224, 6), ("speed_resnet", 32, 3), ("resnet20", 32, 8)])
+def test_the_dense_window_is_the_last_map_of_the_size_trained_for(name: str, size: int, side: int) -> None:
+    network = create_model(name, num_classes=3, in_channels=3)
+    assert dense_window(network, 3, size, [size], CPU, "fp32") == side
+
+
+def test_dense_is_refused_where_there_is_no_map_and_for_images_too_small() -> None:
+    flat = create_model("highway_10", num_classes=3, in_channels=1, image_size=8)
+    with pytest.raises(RequestError, match="convolutional networks"):
+        dense_window(flat, 1, 8, [8], CPU, "fp32")
+    with pytest.raises(RequestError, match="8 x 8 is too small for the network"):
+        dense_window(create_model("speed_resnet", num_classes=3, in_channels=3), 3, 32, [8, 32], CPU, "fp32")
+
+
 def test_dense_averages_scales_and_mirror_images_of_whole_images(run: Run, folder: Path) -> None:
     def dense(network: torch.nn.Module, image: Tensor) -> Tensor:
         total = torch.zeros(len(CLASSES))
@@ -425,6 +449,15 @@ def test_a_run_that_cannot_be_written_still_gives_its_result(tmp_path: Path, fol
     result = evaluate(run, device="cpu")
     assert result.saved is None
     assert "Not saved" in result.note
+    assert result.nll == measured(run).nll
+
+
+def test_samples_that_cannot_be_written_leave_the_result_as_it_is(tmp_path: Path, folder: Path) -> None:
+    run = make_run(tmp_path / "run", folder)
+    (run.path / "samples").write_text("in the way")
+    result = evaluate(run, device="cpu")
+    assert result.saved is not None
+    assert "The sample images" in result.note
     assert result.nll == measured(run).nll
 
 

@@ -70,6 +70,15 @@ def test_files_come_in_the_order_given_and_bad_ones_are_entries(run: Run, folder
     assert "empty" in str(bad.error)
 
 
+def test_folders_are_searched_as_those_of_a_data_set_are(run: Run, tmp_path: Path) -> None:
+    for place, name in enumerate(("real/cat/a.png", "photos/b.png", "photos/.hidden.png", "photos/__MACOSX/c.png")):
+        write_image(tmp_path / name, 9, 9, seed=place)
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "real")
+    (tmp_path / "photos" / "again").symlink_to(tmp_path / "photos")
+    paths = [item.path for item in predict(run, tmp_path / "photos", device="cpu")]
+    assert paths == [str(tmp_path / "photos" / name) for name in ("b.png", "linked/cat/a.png")]
+
+
 def test_all_files_may_be_bad(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no")
     assert [item.label for item in predict(run, tmp_path, device="cpu")] == [None]

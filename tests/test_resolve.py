@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,14 @@ def test_a_holdout_is_set_aside_the_same_every_time_and_watched() -> None:
     assert held_out(data, Recipe()) is data
     with pytest.raises(RequestError, match="leave nothing of 50"):
         held_out(data, replaced(Recipe(), {"data.holdout": 50}))
+
+
+def test_no_holdout_takes_the_place_of_a_val_that_there_is() -> None:
+    data = dataset(count=50)
+    with_val = replace(data, splits={"train": data.splits["train"], "val": data.splits["test"]})
+    with pytest.raises(RequestError, match="in val already"):
+        held_out(with_val, replaced(Recipe(), {"data.holdout": 20}))
+    assert held_out(with_val, Recipe()) is with_val
 
 
 @pytest.mark.parametrize("count", [40, 5_000])

@@ -327,6 +327,54 @@ def test_a_file_that_turns_unreadable_is_listed_once_and_the_run_goes_on(images:
     assert all(math.isfinite(loss) for loss in losses(run))
 
 
+def test_training_images_that_vanish_stop_the_run_which_goes_on_to_the_same_bytes_when_they_are_back(
+    images: Path, tmp_path: Path
+) -> None:
+    whole = final_bytes(train(images, tmp_path / "whole", data__in_memory=False))
+    shutil.copytree(images, tmp_path / "images")
+    listener = Stop(3, then=lambda: (tmp_path / "images" / "train").rename(tmp_path / "away"))  # type: ignore[arg-type, return-value]
+    with pytest.raises(RunError, match="images are not there any more"):
+        train(tmp_path / "images", tmp_path / "run", listener=listener, data__in_memory=False, checkpoints__seconds=1e-9)
+    (tmp_path / "away").rename(tmp_path / "images" / "train")
+    run = train(tmp_path / "images", tmp_path / "run", data__in_memory=False, checkpoints__seconds=1e-9)
+    assert final_bytes(run) == whole
+    assert all(line["values"]["loss"] > 0 for line in run.metrics("train"))
+
+
+def test_training_images_none_of_which_can_be_read_any_more_stop_the_run(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+
+    def damage() -> None:
+        for file in (tmp_path / "images" / "train").glob("*/*.png"):
+            file.write_bytes(file.read_bytes()[:60].ljust(file.stat().st_size, b"\0"))
+
+    with pytest.raises(RunError, match="not one of the last 24 images could be read"):
+        train(tmp_path / "images", tmp_path / "run", listener=Stop(1, then=damage), data__in_memory=False)
+
+
+def test_a_watched_split_of_which_nothing_can_be_read_any_more_fails_by_name(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    listener = Stop(3, then=lambda: shutil.rmtree(tmp_path / "images" / "val"))
+    with pytest.raises(RunError, match="Not one of the 16 images of val can be read"):
+        train(tmp_path / "images", tmp_path / "run", listener=listener, data__in_memory=False)
+
+
+def test_images_set_aside_are_not_measured_once_the_data_has_changed(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "images")
+    (tmp_path / "images" / "val").rename(tmp_path / "images" / "test")
+    run = train(tmp_path / "images", tmp_path / "run", data__holdout=4)
+    before = residua.evaluate(run, split="val", save=False)
+    assert before.num_samples == 4
+    assert "has changed" not in before.note
+    first = tmp_path / "images" / "train" / "dark" / "000.png"
+    shutil.copyfile(first, first.with_name("new.png"))
+    with pytest.raises(RequestError, match="can no longer be told from those it was trained on"):
+        residua.evaluate(run, split="val", save=False)
+    after = residua.evaluate(run, save=False)
+    assert after.split == "test"
+    assert "The data has changed since the run was trained on it." in after.note
+
+
 def test_a_file_that_is_unreadable_from_the_start_weighs_nothing_streamed_or_held(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", {"dark": 12, "light": 12})
     bad = images / "train" / "dark" / "003.png"
@@ -348,7 +396,7 @@ def test_a_file_that_is_unreadable_from_the_start_weighs_nothing_streamed_or_hel
         ({"plan": "fp23"}, "fp32"),
         ({"augment.cutout": 40}, "larger than the image"),
         ({"augment.crop": "scale-jitter", "augment.min_side": 8}, "larger than the image"),
-        ({"data.holdout": 1_000}, "would leave nothing"),
+        ({"data.holdout": 1_000}, "in val already"),
         ({"model.num_classes": 3}, "the data has 2 classes"),
         ({"model.weights": "nowhere"}, "no run directory or file nowhere"),
         ({"micro_batch": 0}, "micro_batch"),

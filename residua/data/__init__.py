@@ -17,7 +17,7 @@ from residua.errors import RequestError, unknown
 if TYPE_CHECKING:
     from residua.dataset import Dataset, Samples
 
-__all__ = ["CATALOG", "open_data"]
+__all__ = ["CATALOG", "one_path", "open_data"]
 
 CATALOG = Catalog("residua.data", "data set")
 
@@ -43,9 +43,9 @@ def open_data(
     if not 0 <= max_bad <= 1:
         raise RequestError(f"max_bad is a share of the files, from 0 to 1, not {max_bad!r}.")
     if source in CATALOG:
-        folder = Path(data_dir or os.environ.get("RESIDUA_DATA") or "data").expanduser()
+        folder = _home_named(str(data_dir or os.environ.get("RESIDUA_DATA") or "data"))
         return _with_channels(CATALOG.get(source)(folder, download=download), channels)
-    path = Path(source).expanduser()
+    path = _home_named(source)
     if path.suffix.lower() == ".csv" and not path.is_dir():
         from residua.data.table import open_csv
 
@@ -55,6 +55,23 @@ def open_data(
 
         return open_folder(path, channels=channels, max_bad=max_bad, seconds=seconds)
     raise _missing(source)
+
+
+def one_path(source: str) -> str:
+    """A source of data, its path written in the one shortest way: "pets" for "./pets/". A name of the catalogue stays as it is,
+    and so does the "./" that tells a folder of the same name from it."""
+    if source in CATALOG:
+        return source
+    path = os.path.normpath(source)
+    return f"./{path}" if path in CATALOG else path
+
+
+def _home_named(path: str) -> Path:
+    """The path with a leading "~" or "~user" as that user's home folder; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def _missing(source: str) -> RequestError:

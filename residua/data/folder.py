@@ -177,6 +177,16 @@ def _images(root: Path, name: str, ignored: _Ignored) -> Iterator[str]:
                 waiting.append(relative)
 
 
+def images_below(folder: Path) -> list[str]:
+    """The paths of all images in a folder and below it, sorted, found as in a data set: links are followed, what is hidden is
+    left out. Raises `RequestError` naming a folder that cannot be opened."""
+    ignored = _Ignored()
+    found = sorted(os.path.normpath(name) for name in _images(folder, ".", ignored))
+    if ignored.closed:
+        raise RequestError(f"The folder {printable(folder / os.path.normpath(ignored.closed[0]))} cannot be opened.")
+    return [str(folder / name) for name in found]
+
+
 def _identity(folder: Path) -> tuple[int, int]:
     found = folder.stat()
     return found.st_dev, found.st_ino
