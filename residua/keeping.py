@@ -11,13 +11,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from residua import budgets
+from residua import budgets, runs
 from residua import recipe as recipes
 from residua.claims import Arm, Ensemble, Outcome, Probe
 from residua.deciding import Known, plain
@@ -28,7 +29,9 @@ from residua.recipe import Recipe
 from residua.runs import write_atomically
 from residua.selection import Shelf
 
-__all__ = ["card_of", "exact_outcomes", "keep", "keep_exact", "kept_cards", "known_from", "own_cards", "restore", "shipped"]
+__all__ = [
+    "card_of", "exact_outcomes", "keep", "keep_exact", "kept_cards", "known_from", "make_room", "own_cards", "restore", "shipped",
+]  # fmt: skip
 
 
 IMPLIED = ("num_classes", "in_channels", "image_size", "stem")  # options that the data decide (`residua.resolve`)
@@ -67,6 +70,15 @@ def keep(tasks: Iterable[Task], folder: Path) -> list[Path]:
             _write(path, card)
         written.append(path)
     return written
+
+
+def make_room(tasks: Sequence[Task]) -> None:
+    """Removes what `restore` put back of runs of which something is asked now that needs weights, so that they are made here."""
+    unsettled = {task.run for task in tasks if task.state() != "done"}
+    unsettled |= {part.run for task in tasks if task.run in unsettled for part in task.parts}
+    for task in tasks:
+        if task.run in unsettled and task.recipe is not None and task.record.is_file() and not runs.is_run(task.path):
+            shutil.rmtree(task.path)
 
 
 def restore(tasks: Sequence[Task], folder: Path) -> int:

@@ -77,7 +77,9 @@ def examine_plan(
         recipe = replaced(recipe, {"data.source": source})
     else:
         shape = entry.input_shape if isinstance(entry, Published) else (3, 32, 32)
-        channels = int((options or {}).get("in_channels", shape[0]))
+        channels = (options or {}).get("in_channels", shape[0])
+        if not isinstance(channels, int) or channels < 1:
+            raise RequestError(f"in_channels must be a whole number of at least 1, not {channels!r}.")
         dataset = random_dataset(channels, image_size or shape[-1], 2 * recipe.batch_size)
     recipe, _ = resolve(recipe, dataset)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,16 +17,23 @@ from residua.errors import RequestError, RunError
 
 __all__ = ["agreed", "joined", "signals_caught", "together"]
 
+ECHO = 2.0
+
 
 @contextmanager
-def signals_caught() -> Iterator[list[int]]:
-    """Within the block the first SIGINT or SIGTERM is noted in the list; the second leaves at once."""
+def signals_caught(share: Share) -> Iterator[list[int]]:
+    """Within the block the first SIGINT or SIGTERM is noted in the list; the second leaves at once. Of several processes each may
+    get the same one twice, from the terminal and from what launched them: one that comes within `ECHO` seconds is none."""
     caught: list[int] = []
+    since = 0.0
 
     def note(number: int, _: FrameType | None) -> None:
-        if caught:
+        nonlocal since
+        if caught and (share.world == 1 or time.monotonic() - since > ECHO):
             os._exit(128 + number)
-        caught.append(number)
+        if not caught:
+            caught.append(number)
+            since = time.monotonic()
 
     previous = {}
     try:
@@ -70,14 +78,17 @@ def _chosen(name: str | None, local_rank: int) -> torch.device:
         name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("no CUDA device is available")
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("training runs on the CPU and on NVIDIA GPUs")
+        if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise RuntimeError("no CUDA device is available")
+            device = torch.device("cuda", local_rank if device.index is None else device.index)
+            torch.cuda.set_device(device)
     except RuntimeError as error:
         raise RequestError(
             f"--device {name} cannot be used: {str(error).splitlines()[0]}. Valid: cpu, cuda, cuda:0, ..."
         ) from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     return device
 
 

@@ -106,6 +106,7 @@ def reproduce(
     if plan.left_out and not plan.tasks and not any(claim.exact for _, claim in selection.claims) and not selection.items:
         raise RequestError(next(iter(plan.left_out.values())))
     _made(folder, "--out")
+    keeping.make_room(plan.all())
     if keep is not None:
         _made(Path(keep), "--keep")
         restored = keeping.restore(plan.all(), Path(keep))
@@ -114,7 +115,8 @@ def reproduce(
     tasks = planning.ordered(plan) if minutes is None else planning.fitting(plan, 60 * minutes)
     watcher.note(_announced(plan, tasks, budget))
     settings = Settings(papers.measurements, Path(data_dir) if data_dir else None, device, workers, watcher)
-    failed = _executed(plan, tasks, settings, watcher, None if minutes is None else start + 60 * minutes)
+    end = None if minutes is None else start + 60 * minutes
+    failed = _executed(plan, tasks, settings, watcher, end, Path(keep) if keep is not None else None)
     known = _known(plan, failed, minutes)
     outcomes = {f"{key}/{claim.id}": outcome_of(claim, known) for key, claim in selection.claims}
     if keep is not None:
@@ -135,9 +137,11 @@ def _made(folder: Path, option: str) -> None:
         raise RequestError(f"{option} {folder} cannot be written: {reason}. Choose another folder with {option}.") from error
 
 
-def _executed(plan: Planned, tasks: Sequence[Task], settings: Settings, watcher: Watcher, end: float | None) -> dict[str, str]:
-    """Runs the tasks; with an `end`, those that would not be over by then are not begun. Forecasts are scaled by what
-    the runs so far took."""
+def _executed(
+    plan: Planned, tasks: Sequence[Task], settings: Settings, watcher: Watcher, end: float | None, keep: Path | None
+) -> dict[str, str]:
+    """Runs the tasks, and keeps each in the folder `keep` as it is over; with an `end`, those that would not be over by then are
+    not begun. Forecasts are scaled by what the runs so far took."""
     forecast, spent = 0.0, 0.0
 
     def work(task: Task) -> None:
@@ -149,6 +153,8 @@ def _executed(plan: Planned, tasks: Sequence[Task], settings: Settings, watcher:
         done = sum(other.state() == "done" for other in tasks)
         watcher.task(task.id, done, len(tasks), factor * plan.cost(tasks))
         carry_out(task, settings)
+        if keep is not None:
+            keeping.keep([task], keep)
         forecast, spent = forecast + plan.costs[task.id], spent + time.perf_counter() - began
 
     return matrix.execute(tasks, work)

@@ -195,7 +195,7 @@ def _run_steps(prepared: Prepared, step: Step, first: int, extra: Mapping[str, A
     checkpointer = Checkpointer(run, step, recorder) if recorder else None
     measure_at = _measure_at(total, order.steps_per_epoch, run.recipe.evaluations)
     blank = 0  # images in a row that could not be read, of all processes
-    with closing(recorder) if recorder else nullcontext(), signals_caught() as caught:
+    with closing(recorder) if recorder else nullcontext(), signals_caught(share) as caught:
         for batch in batches:
             _require_files(batch, samples, run)
             _update(step, batch, prepared)
@@ -215,6 +215,7 @@ def _run_steps(prepared: Prepared, step: Step, first: int, extra: Mapping[str, A
             if checkpointer and (stop or checkpointer.due(done)):
                 checkpointer.save(done)
             if stop and done < total:
+                together(share)  # where one process ends, what launched them ends the others: not before all is saved
                 raise Interrupted(stop, run.path)
 
 
@@ -222,6 +223,16 @@ def _update(step: Step, batch: Batch, prepared: Prepared) -> None:
     """One update; a loss that is not finite stops the run before the weights change, naming step, samples and checkpoint."""
     try:
         step(batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        recipe = prepared.run.recipe
+        small = f"batch_size={recipe.batch_size}" + (f" in parts of {recipe.micro_batch}" if recipe.micro_batch else "")
+        raise RequestError(
+            f"Batch normalisation has nothing to take the mean over: {small} leaves it one value a channel at a map of 1 x 1 in "
+            f"{recipe.model.name}. Choose larger batches (--batch-size, micro_batch), or larger images (data.image_size), and "
+            f"another --out than {prepared.run.path}."
+        ) from error
     except NonFiniteLoss as error:
         names = prepared.dataset.splits["train"].names
         listed = ", ".join(printable(names[draw % len(names)]) for draw in error.draws.tolist()[:8])

@@ -76,8 +76,8 @@ def verify(
         for card in (*keeping.own_cards(Path(out)), *keeping.kept_cards(Path(results) if results else keeping.shipped()))
     }
     if identity not in cards:  # a run that two arms share is kept under the name of either
-        address = identity[identity.rfind("-s") :]
-        identity = next((name for name in cards if address and name.endswith(address)), identity)
+        _, mark, address = identity.rpartition("-s")
+        identity = next((name for name in cards if mark and name.endswith(f"-s{address}")), identity)
     if identity not in cards:
         raise unknown("kept run", identity, cards, "docs/results.md lists them.")
     card = cards[identity]

@@ -36,6 +36,7 @@ __all__ = ["Loaded", "check", "load", "save"]
 
 SHOWN = 6  # differing tensors that an error lists
 CLASSIFIER = re.compile(r"(?:head|auxiliaries\.\d+\.head)\.classifier\.(?:weight|bias)")
+DECIDED = ("in_channels", "image_size", "stem")  # options that the data decide where the user does not
 COUNTER = "num_batches_tracked"  # old files lack it, and with a fixed momentum nothing depends on it
 
 
@@ -101,9 +102,19 @@ def check(source: str, name: str, options: Mapping[str, Any]) -> None:
     """
     found = _open(source, lambda: [] if name == "auto" else [name])
     if name != "auto":
+        chosen = {**_decided_by_data(source, name), **options}
         with torch.device("meta"):
-            model = create_model(name, **{option: value for option, value in options.items() if option != "initializer"})
+            model = create_model(name, **{option: value for option, value in chosen.items() if option != "initializer"})
         _fit(model, found, name)
+
+
+def _decided_by_data(source: str, name: str) -> dict[str, Any]:
+    """What its data decided of the network of a run, if `source` is a run of that network: other shapes than the defaults'."""
+    path = runs.located(source)
+    if not runs.is_run(path):
+        return {}
+    model = runs.open_run(path).recipe.model
+    return {option: model.options[option] for option in DECIDED if model.name == name and option in model.options}
 
 
 def save(model: nn.Module, file: str | Path, layout: str = "residua") -> Path:
@@ -125,6 +136,11 @@ def save(model: nn.Module, file: str | Path, layout: str = "residua") -> Path:
     card = {"format": "pt", "layout": layout, "residua": __version__}
     if (stride_on := _stride_on(model)) is not None:
         card["stride_on"] = stride_on
+    if stride_on == "1x1" and layout in ("torchvision", "timm"):
+        raise RequestError(
+            f"The bottlenecks of this network stride in their first layer (stride_on=1x1), those of {layout} in their second: "
+            "names and shapes would fit, and another function would come out. layout='residua' or 'transformers' saves it."
+        )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         runs.write_atomically(file, _stored({_named(chosen.theirs(key)): value for key, value in tensors.items()}, card))

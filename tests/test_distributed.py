@@ -18,6 +18,7 @@ from toy_runs import one_thread  # noqa: F401
 from trainings import command, environment, final_bytes, losses, settings, train, write_images
 
 import residua
+from residua import checkpoints
 from residua.batches import Order, Share, even_cuts
 from residua.runs import Run, read_lines
 
@@ -79,20 +80,24 @@ def test_two_processes_train_the_head_first_as_one_does(images: Path, tmp_path: 
     torch.testing.assert_close(losses(pair), losses(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_interrupted_and_continued_two_processes_end_in_the_same_bytes(images: Path, pair: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("who", ["the second", "all, as from a terminal"])
+def test_interrupted_and_continued_two_processes_end_in_the_same_bytes(images: Path, pair: Run, tmp_path: Path, who: str) -> None:
     out = tmp_path / "run"
     process = subprocess.Popen(
         two_processes(images, out, FIELDS), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     while process.poll() is None and len(read_lines(out / "metrics.jsonl")) < 5:
         time.sleep(0.01)
-    second = next(child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1")
-    second.send_signal(signal.SIGTERM)
+    launcher = psutil.Process(process.pid)
+    workers = {child.environ().get("RANK"): child for child in launcher.children()}
+    for one in [workers["1"]] if who == "the second" else [workers["0"], workers["1"], launcher]:
+        one.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=400)
     assert process.returncode != 0
     assert "The same command continues" in said
     reached = residua.open_run(out)
     assert not reached.finished()
+    assert checkpoints.available(reached.checkpoints)[0].name >= "step-00000005"
     assert len(reached.metrics("train")) >= 5
     assert final_bytes(finished(images, out, FIELDS)) == final_bytes(pair)
 

@@ -71,6 +71,8 @@ def test_a_wrong_request_is_refused_before_anything_is_tried() -> None:
         examine_plan("resnet2O")
     with pytest.raises(RequestError, match="depth"):
         examine_plan("cifar_resnet", {"dept": 8})
+    with pytest.raises(RequestError, match="in_channels must be a whole number"):
+        examine_plan("resnet20", {"in_channels": "x"})
     with pytest.raises(RequestError, match="6n"):
         examine_plan("cifar_resnet", {"depth": 9})
 

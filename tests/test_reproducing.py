@@ -29,6 +29,7 @@ from residua.reproducing import Unwatched, reproduce
 from residua.results_page import best_known
 from residua.running import Settings, carry_out, thinned
 from residua.selection import select, shelf, statement
+from residua.training import Interrupted
 from residua.verifying import verify
 
 SHELF = make_shelf()
@@ -247,6 +248,29 @@ def test_kept_runs_are_not_made_again_elsewhere_but_where_their_weights_are_aske
         path.unlink()
     _, began = run(tmp_path / "parts", "he2015/works", keep=kept)
     assert {name.rpartition("-s")[0] for name in began} == {"residual", "plain", "both"}
+
+
+def test_a_run_that_was_put_back_is_made_where_its_weights_are_asked_for_later(finished: Path, tmp_path: Path) -> None:
+    kept = shutil.copytree(finished / "kept", tmp_path / "kept")
+    assert run(tmp_path, ["he2015/lower", "he2015/norms"], seeds=1, keep=kept)[1] == []
+    anew = replace(SHELF, measurements={"norms": replace(SHELF.measurements["norms"], version=2)})
+    told = Told()
+    result = reproduce("he2015/norms", budget="small", seeds=1, out=tmp_path, papers=anew, watcher=told)
+    assert [name.rpartition("-s")[0] for name in told.began] == ["residual"]
+    assert not result.failed
+    assert result.claims[0]["verdict"] == "shown"
+
+
+def test_each_run_is_kept_as_it_is_over(tmp_path: Path) -> None:
+    class Once(Told):
+        def task(self, name: str, done: int, total: int, left: float) -> None:
+            super().task(name, done, total, left)
+            if len(self.began) == 2:
+                raise Interrupted(signal.SIGTERM, tmp_path)
+
+    with pytest.raises(Interrupted):
+        reproduce("he2015/lower", budget="small", out=tmp_path, papers=SHELF, watcher=Once(), keep=tmp_path / "kept")
+    assert len(list((tmp_path / "kept").glob("small/*.json"))) == 1
 
 
 def test_addresses_follow_what_decides_a_result(tmp_path: Path) -> None:

@@ -504,6 +504,12 @@ def test_any_batch_size_up_to_the_data_trains(images: Path, tmp_path: Path, batc
     assert all(math.isfinite(loss) for loss in losses(run))
 
 
+def test_a_batch_too_small_for_its_normalisation_is_refused_by_name(images: Path, tmp_path: Path) -> None:
+    fields = {"model.name": "resnet18", "model.stem": "imagenet", "data.image_size": 32, "augment.crop": "random-resized"}
+    with pytest.raises(RequestError, match="batch_size=1 leaves it one value a channel"):
+        residua.train(str(images), out=tmp_path / "run", set={**fields, "batch_size": 1, "plan": "fp32", "steps": 2})
+
+
 def test_a_last_batch_of_one_image_is_measured(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", {"dark": 12, "light": 13})
     extra = images / "val" / "dark"

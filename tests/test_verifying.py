@@ -147,6 +147,8 @@ def test_what_is_no_training_names_its_parts_and_other_data_are_told(kept: Path,
         against(card, tmp_path, repeated)
     card = card_of(kept)
     card["manifest"]["data_fingerprint"] = "0" * 64
+    with pytest.raises(RequestError, match="no kept run called 'he2015'"):
+        verify("he2015", results=kept, out=tmp_path)
     with pytest.raises(RequestError, match="fingerprints differ"):
         against(card, tmp_path, repeated)
 

@@ -329,11 +329,33 @@ def test_tensors_of_something_else_are_told_by_their_names() -> None:
 
 
 def test_the_place_of_the_stride_travels_with_the_file_and_is_held_to(tmp_path: Path) -> None:
-    file = weights.save(small("1x1"), tmp_path / "w.safetensors", layout="torchvision")
+    file = weights.save(small("1x1"), tmp_path / "w.safetensors")
     assert weights.load(small("1x1"), file).notes == ()
     said = refused(small("3x3"), file)
     assert "strides on the 1x1" in said
     assert "--set model.stride_on=1x1" in said
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "timm"])
+def test_a_file_that_its_library_would_read_as_another_function_is_not_written(layout: str, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="another function would come out"):
+        weights.save(small("1x1"), tmp_path / "w.safetensors", layout=layout)
+    assert weights.save(small("3x3"), tmp_path / "w.safetensors", layout=layout).is_file()
+
+
+def test_a_run_gives_its_weights_to_the_same_network_whatever_its_data_decided(tmp_path: Path) -> None:
+    settings = {
+        "model.name": "speed_resnet",
+        "model.widths": [8, 16, 16],
+        "batch_size": 64,
+        "steps": 1,
+        "plan": "fp32",
+        "data.image_size": 32,
+    }
+    first = residua.train("digits", out=tmp_path / "a", set=settings)
+    assert first.recipe.model.options["in_channels"] == 1
+    second = residua.train("digits", out=tmp_path / "b", set={**settings, "model.weights": str(first.path)})
+    assert second.manifest["weights"]["taken"] == second.manifest["weights"]["total"]
 
 
 def test_the_config_beside_a_file_of_transformers_says_where_it_strides(tmp_path: Path) -> None:
