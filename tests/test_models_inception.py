@@ -70,7 +70,7 @@ def bn_inception() -> Products:
 
 
 def inception_v3() -> Products:
-    """Szegedy et al. 2015, Table 1, with the widths of the release."""
+    """Szegedy et al. 2015, as the authors released it."""
     sums = Products(3, 299)
     sums.chain((9, 32, "/2"), after=149)
     sums.side = 147

@@ -5,7 +5,7 @@
 
 The merge is concatenation. Between two blocks, at the beginning of a stage, stands a transition: norm-ReLU-1x1, 2x2 average
 pooling; its 1x1 multiplies the number of maps by the compression theta (DenseNet-C: 0.5; BC: both). A norm-ReLU ends the last
-stage. Dropout follows every convolution but the first (section 3, "Training").
+stage. Dropout follows every convolution but the first (section 4.2, "Training").
 
 `light=True` is the memory-light mode (Pleiss et al. 2017, "Memory-Efficient Implementation of DenseNets"): in training the maps
 of a block go from unit to unit in parts, and a unit's concatenation and first norm-ReLU are computed again in the backward

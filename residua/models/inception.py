@@ -4,18 +4,21 @@
 
 - BN-Inception (Ioffe and Szegedy 2015, "Batch Normalization", figure 5): 5x5 becomes two 3x3; the first layer is a separable
   convolution with 8 maps an input channel (`first="separable"`; "plain" is the ordinary 7x7 of the re-implementations).
-- Inception-v3 (Szegedy et al. 2015, "Rethinking the Inception Architecture", Table 1 and figures 5 to 7, 10): kernels 1xn and
-  nx1, an auxiliary head with normalisation on the 17 x 17 maps. The widths inside the modules, which the paper does not
-  print, are those of the authors' release.
+- Inception-v3 (Szegedy et al. 2015, "Rethinking the Inception Architecture", figures 5 to 8, 10): kernels 1xn and nx1, an
+  auxiliary head with normalisation on the 17 x 17 maps. `variant="paper"` is the network of the authors' release, which has
+  the widths inside the modules, which the paper does not print, and differs from its Table 1 (see below).
 - Inception-v4 (Szegedy et al. 2016, figures 3 to 9). Where figures and release order 1xn and nx1 differently, the release
   is followed (the counts are the same).
 
 No tower is a shortcut. As in the authors' release the eps of the normalisations is 1e-3 and an average at the border does not
-count the padding. Departures: the running statistics forget with momentum 0.1 and not with the release's 0.0003, which assumes
-some hundred thousand steps; padding of strided layers is the same on both sides; `residua.layers.he_normal_` is the
-initialisation; the auxiliary head of Inception-v3 takes images smaller than 299 pixels too. `variant="torchvision"` of
-Inception-v3 counts the padding and has dropout 0.5. `depth` counts the weight layers of the longest path; of Inception-v3 the
-paper says 42 and not how it counts.
+count the padding. Departures of Inception-v3 from Table 1 and section 6: these have, after the first pooling, 3x3 to 80 maps,
+3x3 at stride 2 to 192, 3x3 to 288 and no second pooling; then three modules of 288 maps at 35 x 35 and five factorised ones at
+17 x 17. Here, as in the release, it is 1x1 to 80 maps, 3x3 to 192 and a second pooling; then modules of 256, 288 and 288 maps,
+and four factorised ones after the reduction to 17 x 17. Departures of all: the running statistics forget with momentum 0.1 and
+not with the release's 0.0003, which assumes some hundred thousand steps; padding of strided layers is the same on both sides;
+`residua.layers.he_normal_` is the initialisation; the auxiliary head of Inception-v3 takes images smaller than 299 pixels too.
+`variant="torchvision"` of Inception-v3 counts the padding and has dropout 0.5. `depth` counts the weight layers of the longest
+path; of Inception-v3 the paper says 42 and not how it counts.
 """
 
 from __future__ import annotations
@@ -152,10 +155,11 @@ def build_inception_v3(
     auxiliary: bool = True,
     dropout: float | None = None,
 ) -> Network:
-    """Table 1 of Szegedy et al. 2015, for 299 pixels (at least 75). `variant` is "paper" or "torchvision"; `stem`
-    "imagenet" or "small" (the same layers at stride 1, for images of 15 to some 64 pixels); `normalization` "batch", "group" or
-    "none"; `auxiliary` builds the auxiliary head, whose loss counts with the factor 0.4; `dropout` acts
-    before the classifier (None: 0.2 as in the release, 0.5 in torchvision's form)."""
+    """Inception-v3 as its authors released it (what differs from Table 1 of Szegedy et al. 2015 stands at the head of this file),
+    for 299 pixels (at least 75). `variant` is "paper" or "torchvision"; `stem` "imagenet" or "small" (the same layers at stride
+    1, for images of 15 to some 64 pixels); `normalization` "batch", "group" or "none"; `auxiliary` builds the auxiliary head,
+    whose loss counts with the factor 0.4; `dropout` acts before the classifier (None: 0.2 as in the release, 0.5 in torchvision's
+    form)."""
     if variant not in ("paper", "torchvision"):
         raise RequestError(f"variant {variant!r} is none of 'paper', 'torchvision'.")
     torchvision = variant == "torchvision"
@@ -254,7 +258,7 @@ bn_inception = Published(
     build_bn_inception, {}, "inception_resnet", "Ioffe and Szegedy 2015, figure 5", 34, 11_188_288, 1_934_857_216, (3, 224, 224)
 )
 inception_v3 = Published(
-    build_inception_v3, {}, "inception_resnet", "Szegedy et al. 2015, Table 1", 48, 27_161_264, 5_713_216_096, (3, 299, 299), 75
+    build_inception_v3, {}, "inception_resnet", "Szegedy et al. 2015, released", 48, 27_161_264, 5_713_216_096, (3, 299, 299), 75
 )
 inception_v4 = Published(
     build_inception_v4, {}, "inception_resnet", "Figure 9", 76, 42_679_816, 12_253_974_624, (3, 299, 299), 75

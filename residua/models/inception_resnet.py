@@ -4,7 +4,8 @@
 
 The residual units keep the shape (h is the identity); the reductions between the stages are parallel towers without a shortcut.
 s is the residual scaling of section 3.3, `scale`: 0.1 to 0.3 in the paper, by default 0.17, 0.10 and 0.20 in the three stages,
-as in the authors' release.
+as in the authors' release. The plain twin (`plain`, our own) leaves out the shortcut and nothing else: its units are
+ReLU(s E([...])), with the scaling, though there is nothing that it is added to.
 
 Departures from the paper: the expansions of figures 17 and 19 are printed with 1154 and 2048 maps where the addition needs 1152
 and 2144. `variant="tensorflow"` of v2 is the network of the authors' release and of timm: the stem of Inception-v3 and one
@@ -104,8 +105,8 @@ def inception_resnet(
 
     `scale` is the residual scaling, one number or one for each of the three stages (0: each unit is its shortcut; 1: none).
     `stem` is "imagenet" or "small" (the same layers at stride 1, for images of 15 to some 64 pixels).
-    `plain` leaves out the shortcuts; `normalization` is "batch", "group" or "none"; `dropout` acts before the classifier.
-    `width` is a factor above 0 of the maps of all layers, which are rounded.
+    `plain` leaves out the shortcuts and keeps the scaling; `normalization` is "batch", "group" or "none"; `dropout` acts before
+    the classifier. `width` is a factor above 0 of the maps of all layers, which are rounded.
     """
     form = FORMS.get((version, variant))
     if form is None:

@@ -16,7 +16,10 @@ def he2015_cifar(model: str = "resnet20") -> Recipe:
     first 400 iterations run at 0.01 (the paper: "until the training error is below 80 %, about 400 iterations").
 
     Expected, table 6: ResNet-20 8.75 %, 32 7.51 %, 44 7.17 %, 56 6.97 % (one run each), 110 6.61 +- 0.16 % (five runs).
-    Departure: the padding is the mean colour rather than the per-pixel mean, which differ by less than 6 of 255.
+    Departures: the padding is the mean colour rather than the per-pixel mean, which differ by less than 6 of 255. The paper says
+    "weight decay of 0.0001" and not on what: on all parameters is how fb.resnet.torch does it, whose authors write that the
+    original decayed the weights of the convolutions only. The warm-up is for 110 layers alone: of 1202 layers the paper says
+    "trained as described above", which leaves it open.
 
         residua train cifar10 --model resnet20 --recipe he2015-cifar
         residua train cifar10 --model resnet20 --recipe he2015-cifar --epochs 8         (the same schedule, shortened)
@@ -52,6 +55,7 @@ def he2015_imagenet(model: str = "resnet50") -> Recipe:
     Departures. The paper divides the rate by 10 "when the error plateaus", a rule that depends on the person who looks; here
     it falls at 150,000, 300,000 and 450,000 iterations, where figure 4 shows its steps. The mean and standard deviation are
     per channel, as in all later re-implementations, instead of a per-pixel mean: `--set data.normalize=pixel` for the mean image.
+    The decay is on all parameters, as in `he2015_cifar`.
 
     Expected, centre crop of 224 from 256: ResNet-50 24.7 % top-1, 7.8 % top-5 (the authors' release).
 
