@@ -1,11 +1,11 @@
-"""The gradient of single paths, and of all paths of one length, through a network of units (veit2016 section 4). Layer 1.
+"""The gradient of single paths, and of all paths of one length, through a network of units (veit2016 section 5). Layer 1.
 
 A path takes, at every unit with a shortcut, either the branch or the bypass; its length is the number of branches it takes. With
 the activations of the full forward pass held fixed, the gradient at the images is the sum over all 2^n paths, since it is a
 product of sums. Three ways to look at it:
 
     one path at a time     `norms` of given paths: one backward pass for a whole batch, another path for each image
-    sampled paths          `drawn`: k of n units at random (veit2016 section 4.3)
+    sampled paths          `drawn`: k of n units at random (veit2016 section 5)
     all of a length, exact `sums_by_length`: with the factor t on every branch the gradient is the polynomial sum_k t^k G_k whose
                            coefficients G_k are the sums over all paths of length k; its values at the n + 1 roots of
                            unity give them by a Fourier transform, in n / 2 + 1 backward passes instead of 2^n.

@@ -181,7 +181,7 @@ def test_a_plain_network_is_one_path() -> None:
 
 
 def test_the_54_unit_network_of_the_paper_has_its_effective_share() -> None:
-    """veit2016 section 4.3: lengths 5 to 17 of 54 units are 0.45 % of all paths."""
+    """veit2016 section 5: lengths 5 to 17 of 54 units are 0.45 % of all paths."""
     shares = [1.0 if 5 <= length <= 17 else 0.0 for length in range(55)]
     shares = [share / sum(shares) for share in shares]
     low, high, share = effective(54, range(55), shares, 1.0)

@@ -1,4 +1,4 @@
-"""The gradient over paths of each length, and the lengths that carry it (veit2016, section 4 and figure 6). Layer 3.
+"""The gradient over paths of each length, and the lengths that carry it (veit2016, section 5 and figure 6). Layer 3.
 
 The network is seen as the sum of its 2^n paths, each taking the branch or the shortcut of every unit. A backward pass is let
 through one of the two ways of each unit only, with the activations of the full forward pass; the norm of what arrives at the
@@ -219,7 +219,7 @@ paths = Analysis(
     name="paths",
     title="Paths and their gradients",
     about="Gradient norm over single paths by their length, and the lengths that carry it, by path-limited backward passes "
-    "(veit2016, section 4 and figure 6).",
+    "(veit2016, section 5 and figure 6).",
     measure=_measure,
     draw=draw,
     read=read,
