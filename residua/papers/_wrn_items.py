@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from residua.claims import Item, Row
 from residua.papers import _charts
-from residua.papers._wrn_arms import BLOCKS, CIFAR10, CIFAR100, DROPOUT, LAYERS, SVHN, TYPES
+from residua.papers._wrn_arms import BLOCKS, CIFAR10, CIFAR100, DROPOUT, LAYERS, QUOTED, SVHN, TYPES
+from residua.papers._wrn_times import ON_CPU
 
 ITEMS = (
     Item(
@@ -80,6 +81,7 @@ ITEMS = (
             for suffix, source in (("", "cifar10"), ("-cifar100", "cifar100"))
         ),
         claims=("wide16_matches_1001", "wrn40_4_vs_1001", "wrn28_10_margin", "resnet1202_row", "preact1001_batch64"),
+        note=QUOTED,
     ),
     Item(
         "table6",
@@ -149,6 +151,6 @@ ITEMS = (
             )
         ),
         claims=("wrn40_4_faster", "wrn28_10_faster", "figure4_errors"),
-        note="The paper: a batch of 32 on a Titan X. Here on this machine, scaled from a smaller batch to 32 images.",
+        note=ON_CPU,
     ),
 )

@@ -19,12 +19,13 @@ from residua.papers._wrn_arms import (
     FAIR,
     IMAGENETS,
     LAYERS,
+    QUOTED,
     SVHN,
     THIN,
     TYPES,
 )
 from residua.papers._wrn_items import ITEMS
-from residua.papers._wrn_times import TIMES, faster
+from residua.papers._wrn_times import ON_CPU, TIMES, faster
 
 __all__ = ["wrn"]
 
@@ -96,6 +97,7 @@ wrn = Paper(
             "wide16_matches_1001",
             AllOf(Lower("wrn_16_8", "preact_resnet1001-wrn"), Lower("wrn_16_8-cifar100", "preact_resnet1001-wrn-cifar100")),
             arms=("wrn_16_8", "preact_resnet1001-wrn", "wrn_16_8-cifar100", "preact_resnet1001-wrn-cifar100"),
+            stands_in=QUOTED,
         ),
         Claim(
             "wrn40_4_vs_1001",
@@ -110,9 +112,10 @@ wrn = Paper(
                 ),
             ),
             arms=("wrn-times", "wrn_40_4", "preact_resnet1001-wrn", "wrn_40_4-cifar100", "preact_resnet1001-wrn-cifar100"),
+            stands_in=f"{QUOTED} {ON_CPU}",
         ),
-        Claim("wrn40_4_faster", faster("wrn_40_4", 8.0, 2.0), arms=("wrn-times",)),
-        Claim("wrn28_10_faster", faster("wrn_28_10", 1.6, 1.2), arms=("wrn-times",)),
+        Claim("wrn40_4_faster", faster("wrn_40_4", 8.0, 2.0), arms=("wrn-times",), stands_in=ON_CPU),
+        Claim("wrn28_10_faster", faster("wrn_28_10", 1.6, 1.2), arms=("wrn-times",), stands_in=ON_CPU),
         Claim(
             "wrn28_10_margin",
             AllOf(
@@ -125,6 +128,7 @@ wrn = Paper(
                 ),
             ),
             arms=("wrn_28_10", "preact_resnet1001-wrn", "wrn_28_10-cifar100", "preact_resnet1001-wrn-cifar100"),
+            stands_in=QUOTED,
         ),
         Claim(
             "b33_best",
