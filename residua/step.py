@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -122,7 +123,11 @@ class Step:
         self.train()
         if self.share.world > 1:
             self.parallel = self.forward = None  # its hooks go with it
-            self.parallel = DistributedDataParallel(self.twin)
+            # More than two addends are rounded by the order in which they come, which is that of the buckets of gradients. Torch
+            # makes these anew after the first backward pass of a run, and of its continuation, unless it looks for parameters
+            # that are not used, and then it says that there are none.
+            warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+            self.parallel = DistributedDataParallel(self.twin, find_unused_parameters=self.share.world > 2)
             self.forward = self.parallel
 
     def train(self) -> None:

@@ -38,15 +38,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def two_processes(images: Path, out: Path, fields: dict[str, Any]) -> list[str]:
-    """The command that trains with two processes."""
+def processes(images: Path, out: Path, fields: dict[str, Any], count: int = 2) -> list[str]:
+    """The command that trains with several processes."""
     arguments = command("train", images, "--out", out, **fields)[1:]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), *arguments]
 
 
-def finished(images: Path, out: Path, fields: dict[str, Any]) -> Run:
-    """The run of two processes, trained to its end."""
-    done = subprocess.run(two_processes(images, out, fields), env=environment(), capture_output=True, text=True, check=False)
+def finished(images: Path, out: Path, fields: dict[str, Any], count: int = 2) -> Run:
+    """The run of several processes, trained to its end."""
+    done = subprocess.run(processes(images, out, fields, count), env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3_000:]
     assert done.stdout.count("Report:") == 1
     return residua.open_run(out)
@@ -80,17 +80,16 @@ def test_two_processes_train_the_head_first_as_one_does(images: Path, tmp_path: 
     torch.testing.assert_close(losses(pair), losses(alone), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("who", ["the second", "all, as from a terminal"])
-def test_interrupted_and_continued_two_processes_end_in_the_same_bytes(images: Path, pair: Run, tmp_path: Path, who: str) -> None:
-    out = tmp_path / "run"
+def interrupted(images: Path, out: Path, ranks: str, count: int = 2) -> None:
+    """A run whose processes of these ranks ("*": all, and what launched them) get a signal after its fifth step."""
     process = subprocess.Popen(
-        two_processes(images, out, FIELDS), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        processes(images, out, FIELDS, count), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     while process.poll() is None and len(read_lines(out / "metrics.jsonl")) < 5:
         time.sleep(0.01)
     launcher = psutil.Process(process.pid)
-    workers = {child.environ().get("RANK"): child for child in launcher.children()}
-    for one in [workers["1"]] if who == "the second" else [workers["0"], workers["1"], launcher]:
+    workers = [child for child in launcher.children() if ranks == "*" or child.environ().get("RANK") == ranks]
+    for one in [*workers, *([launcher] if ranks == "*" else [])]:
         one.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=400)
     assert process.returncode != 0
@@ -99,7 +98,22 @@ def test_interrupted_and_continued_two_processes_end_in_the_same_bytes(images: P
     assert not reached.finished()
     assert checkpoints.available(reached.checkpoints)[0].name >= "step-00000005"
     assert len(reached.metrics("train")) >= 5
-    assert final_bytes(finished(images, out, FIELDS)) == final_bytes(pair)
+
+
+@pytest.mark.parametrize("ranks", ["1", "*"])
+def test_interrupted_and_continued_two_processes_end_in_the_same_bytes(
+    images: Path, pair: Run, tmp_path: Path, ranks: str
+) -> None:
+    interrupted(images, tmp_path / "run", ranks)
+    assert final_bytes(finished(images, tmp_path / "run", FIELDS)) == final_bytes(pair)
+
+
+@pytest.mark.slow
+def test_interrupted_and_continued_three_processes_end_in_the_same_bytes(images: Path, tmp_path: Path) -> None:
+    """Of three addends the order decides the rounding."""
+    whole = finished(images, tmp_path / "whole", FIELDS, 3)
+    interrupted(images, tmp_path / "run", "2", 3)
+    assert final_bytes(finished(images, tmp_path / "run", FIELDS, 3)) == final_bytes(whole)
 
 
 def test_with_batch_statistics_two_processes_train(images: Path, tmp_path: Path) -> None:
@@ -116,7 +130,7 @@ def test_with_batch_statistics_two_processes_train(images: Path, tmp_path: Path)
 
 def test_a_wrong_request_is_said_once_without_a_traceback(images: Path, tmp_path: Path) -> None:
     done = subprocess.run(
-        two_processes(images / "none", tmp_path / "run", FIELDS), env=environment(), capture_output=True, text=True, check=False
+        processes(images / "none", tmp_path / "run", FIELDS), env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
     assert done.stderr.count("There is no folder") == 1
@@ -128,7 +142,7 @@ def test_a_wrong_request_is_said_once_without_a_traceback(images: Path, tmp_path
 def test_a_plan_that_compiles_is_refused_before_anything_is_done(images: Path, tmp_path: Path) -> None:
     fields = {**FIELDS, "plan": "fp32-compile"}
     done = subprocess.run(
-        two_processes(images, tmp_path / "run", fields), env=environment(), capture_output=True, text=True, check=False
+        processes(images, tmp_path / "run", fields), env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
     assert done.stderr.count("'fp32-compile' compiles the network") == 1
