@@ -36,13 +36,15 @@ class Whole:
 class Receptive:
     """The field of the last map whose positions still have one of their own.
 
-    `node` gives that map and `path` is its place; `jump`, `shortest` and `longest` are pixels (or tokens) by axis. `whole` says
-    where and why what follows sees all of it (None: nothing follows), `gates` where factors that see the whole input come in on
-    the way, which the field leaves aside.
+    `node` gives that map and `path` is its place; `axes` says which axis of positions each of its axes follows (None: batch,
+    channels); `jump`, `shortest` and `longest` are pixels (or tokens) by axis. `whole` says where and why what follows sees all
+    of it (None: nothing follows), `gates` where factors that see the whole input come in on the way, which the field leaves
+    aside.
     """
 
     node: fx.Node
     path: str
+    axes: tuple[int | None, ...]
     jump: tuple[float, ...]
     shortest: tuple[int, ...]
     longest: tuple[int, ...]
@@ -72,7 +74,7 @@ def receptive_field(captured: Captured, merges: Collection[fx.Node] = ()) -> Rec
     used = {axis: place for place, axis in enumerate(field.axes) if axis is not None}
     whole = next((f for n, f in fields.items() if n in needed and isinstance(f, Whole) and f.path not in gates), None)
     return Receptive(
-        node, _place(node),
+        node, _place(node), field.axes,
         tuple(float(field.jumps[axis]) for axis in sorted(used)),
         tuple(field.shortest[axis].width for axis in sorted(used)),
         tuple(field.longest[axis].width for axis in sorted(used)),
@@ -159,7 +161,7 @@ def effective_field(captured: Captured, receptive: Receptive, draws: int = 2, se
             .requires_grad_()
         )
         output = part(*inputs[:place], x, *inputs[place + 1 :])
-        centre = output[(slice(None), slice(None), *(size // 2 for size in output.shape[2:]))]
+        centre = output[tuple(slice(None) if axis is None else size // 2 for axis, size in zip(receptive.axes, output.shape))]
         signs = torch.randint(0, 2, centre.shape, generator=generator).to(centre) * 2 - 1
         (gradient,) = torch.autograd.grad((centre * signs).sum(), x)
         squared = gradient.double().square().sum((0, 1))

@@ -45,6 +45,17 @@ class Cropped(nn.Module):
         return x[:, :, 3:-3]
 
 
+class ChannelsLast(nn.Module):
+    """A map whose channels come last, normalised over them, as in Swin transformers."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv, self.norm = conv, nn.LayerNorm(conv.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x).permute(0, 2, 3, 1))
+
+
 class Shuffled(nn.Module):
     """Channels in groups that change places, and positions that come last for a linear layer."""
 
@@ -166,3 +177,18 @@ def test_the_effective_field_of_averages_is_known_and_that_of_a_stack_is_smaller
     assert isinstance(field, Receptive)
     assert field.longest == (23, 23)
     assert effective_field(stack, field).side == pytest.approx((torch.pi * 6.73**2) ** 0.5, rel=0.03)
+
+
+def test_the_effective_field_does_not_depend_on_the_place_of_the_channels() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    for batch in (1, 2):
+        x = torch.zeros(batch, 3, 16, 24)
+        sides = []
+        for model in (conv, ChannelsLast(conv)):
+            captured = capture(model, x)
+            field = receptive_field(captured)
+            assert isinstance(field, Receptive)
+            assert field.longest == (3, 3)
+            sides.append(effective_field(captured, field).side)
+        assert sides == [3, 3]
