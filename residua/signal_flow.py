@@ -13,6 +13,7 @@ Shapes: signals of a unit [N, ...] for N images. The loss is the sum of the imag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -202,11 +203,14 @@ def _parts_that_differ(unit: Unit, fits: bool) -> str:
 
 def similarity(a: Tensor, b: Tensor) -> float | None:
     """Linear CKA of two signals of the same images, [N, ...] each (Kornblith et al. 2019), by the unbiased estimate of HSIC
-    (Song et al. 2012, equation 5): 1 for signals that differ by a rotation and a scale, about 0 for unrelated ones. N of at
-    least 4."""
+    (Song et al. 2012, equation 5): 1 for signals that differ by a rotation and a scale, about 0 for unrelated ones. None for
+    fewer than 4 images, which that estimate needs, and where it has no finite value."""
+    if len(a) < 4:
+        return None
     grams = [signal.flatten(1).double() @ signal.flatten(1).double().T for signal in (a, b)]
     cross, own_a, own_b = _hsic(*grams), _hsic(grams[0], grams[0]), _hsic(grams[1], grams[1])
-    return float(cross / (own_a * own_b).sqrt()) if own_a > 0 and own_b > 0 else None
+    value = float(cross / (own_a * own_b).sqrt()) if own_a > 0 and own_b > 0 else math.nan
+    return value if math.isfinite(value) else None
 
 
 def _hsic(k: Tensor, l: Tensor) -> Tensor:

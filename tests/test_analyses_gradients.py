@@ -19,6 +19,7 @@ from residua.analyses.attribution import attribution
 from residua.analyses.paths import paths
 from residua.analyses.signal import signal
 from residua.analysis import Analysis, Budget, NotApplicable, Subject
+from residua.analyzing import analyze
 from residua.attributions import integrated_gradients
 from residua.models import create_model
 from residua.skip_gates import GatedSkips
@@ -204,6 +205,17 @@ def test_signal_at_initialisation_has_the_plain_twin_beside_it() -> None:
     assert found["initial"]["signal"] != found["initial_twin"]["signal"]
     assert found["initial"]["signal"][0] == pytest.approx(found["initial_twin"]["signal"][0])
     assert of.model.training is False
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_signal_of_few_images_leaves_out_the_similarity_that_needs_four(count: int) -> None:
+    result = analyze(network(depth=8), batches=batches(count), only=["signal"], minutes=0.2)
+    (found,) = result["signal"].values()
+    assert found["used"]["images"] == count
+    assert found["similarity"] == [None] * 4
+    assert found["trained"]["signal"][-1] > 0
+    json.dumps(result.to_dict(), allow_nan=False)
+    assert all(drawing.svg.startswith("<svg") for drawing in signal.draw(result["signal"]))
 
 
 def test_signal_needs_units() -> None:

@@ -170,6 +170,14 @@ def test_similarity_ignores_rotation_and_scale_and_sees_nothing_in_noise() -> No
     assert similarity(a, torch.ones_like(a)) is None
 
 
+def test_similarity_is_not_told_where_the_estimate_has_no_value() -> None:
+    a, _ = data(5)
+    assert all(similarity(a[:count], a[:count]) is None for count in range(1, 4))
+    assert similarity(a[:4], a[:4]) == pytest.approx(1)
+    assert similarity(torch.full_like(a, math.nan), a) is None
+    assert similarity(1e200 * a, a) is None
+
+
 def test_the_unbiased_estimate_is_that_of_its_definition() -> None:
     """Song et al. 2012: the mean of k(i,j) (l(i,j) + l(q,r) - 2 l(i,q)) over all i, j, q, r that differ."""
     generator = torch.Generator().manual_seed(3)
