@@ -6,8 +6,10 @@ published weights and without the network; `FILE.py:FACTORY` runs that file and 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -205,14 +207,18 @@ def _from_file(name: str, path: Path, what: str, options: Mapping[str, Any], ima
 
 
 def _run(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    """The module that the file is, under a name that no other module has: dataclasses and pickles look for it by its name."""
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
+    name = f"_residua_file_{path.stem.replace('.', '_')}_{place}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        sys.modules.pop(name, None)
         raise RequestError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent.resolve()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,37 @@ def test_a_file_of_ones_own_is_run_and_its_factory_called(file: Path) -> None:
     origin = open_network(f"{file}:build", {})
     assert isinstance(origin.model, nn.Sequential)
     assert origin.note == f"{file} was run."
+
+
+MODERN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Widths:
+    inner: int = 4
+    outer: int = 3
+
+def build():
+    return nn.Linear(Widths().inner, Widths().outer)
+"""
+
+
+def test_a_file_can_hold_whatever_looks_for_its_own_module(tmp_path: Path) -> None:
+    """A dataclass with annotations that are texts does."""
+    before = set(sys.modules)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "my.nets.py"
+        path.write_text(MODERN, encoding="utf-8")
+        assert shapes(f"{path}:build") == [(1, 4)]
+    new = [name for name in set(sys.modules) - before if name.startswith("_residua_file_my_nets_")]
+    assert len(new) == 2, "files of one name in different folders stand beside each other"
+    path.write_text(MODERN + "raise ValueError", encoding="utf-8")
+    with pytest.raises(RequestError, match="ValueError"):
+        open_network(f"{path}:build", {})
+    assert sum(name in sys.modules for name in new) == 1
 
 
 @pytest.mark.parametrize(
