@@ -28,7 +28,8 @@ __all__ = ["Cost", "Inspection", "inspect", "inspect_model"]
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs for the inputs it was looked at with (networks by name: a batch of one).
+    """What a network costs for all the inputs it was looked at with (networks by name: a batch of one, unless a file's factory
+    gives more).
 
     `multiply_adds` are those of convolutions and matrix products, by torch's own counter, in `layers` a layer at a time;
     `skip_additions` the single additions at the merges of additive skips, which are not among them. `kept_bytes` is what a
@@ -92,12 +93,13 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; docs/json-output.md lists the fields."""
-        shape = next((list(value.shape[1:]) for value in self.inputs if isinstance(value, Tensor)), [])
+        shape = next((list(value.shape) for value in self.inputs if isinstance(value, Tensor)), [])
         network = self.model if isinstance(self.model, Network) else None
         return {
             "name": self.name,
             "note": self.note,
-            "input_shape": shape,
+            "batch": shape[0] if shape else 1,
+            "input_shape": shape[1:],
             "parameters": self.cost.parameters,
             "multiply_adds": self.cost.multiply_adds,
             "feature_channels": list(network.feature_channels) if network else [],

@@ -27,10 +27,15 @@ def network(card: Mapping[str, Any]) -> str:
     parts = [_answer(card), *filter(None, [_unknown(card), _skips(card)]), _layers(card)]
     if card["units"]:
         parts.append(_units(card))
-    shape = "x".join(map(str, card["input_shape"]))
-    cost = f"{card['parameters']:,} parameters, {card['multiply_adds']:,} multiply-adds for one input of {shape}"
+    cost = f"{card['parameters']:,} parameters, {card['multiply_adds']:,} multiply-adds for {_inputs(card)}"
     units = f"{len(card['units'])} units" if card["units"] else counted(len(card["skips"]), "skip")
     return "\n\n".join([*parts, f"{card['name']}: {units}, {cost}"])
+
+
+def _inputs(card: Mapping[str, Any]) -> str:
+    """What the costs are for."""
+    batch, shape = card["batch"], "x".join(map(str, card["input_shape"]))
+    return ("one input" if batch == 1 else f"a batch of {counted(batch, 'input')}") + (f" of {shape}" if shape else "")
 
 
 def _answer(card: Mapping[str, Any]) -> str:
@@ -52,7 +57,8 @@ def _answer(card: Mapping[str, Any]) -> str:
     cost = card["cost"]
     kept = f"a training step keeps {_bytes(cost['kept_bytes'])} for its backward pass" if cost["kept_bytes"] else ""
     added = f"{count(cost['skip_additions'])} additions at the skips besides" if cost["skip_additions"] else ""
-    lines.append("; ".join(filter(None, [f"{count(cost['multiply_adds'])} multiply-adds", added, kept])) + ".")
+    of_all = "" if card["batch"] == 1 else f", for {_inputs(card)}"
+    lines.append("; ".join(filter(None, [f"{count(cost['multiply_adds'])} multiply-adds", added, kept])) + f"{of_all}.")
     lines.append(_field(card["receptive_field"]))
     how = {"export": "", "fx": "Captured by a symbolic trace.", "dispatch": "Captured by running it once."}
     lines.append(" ".join(filter(None, [how[card["capture"]["how"]], *card["capture"]["unseen"]])))

@@ -31,8 +31,8 @@ TOKENS = 16  # the length of the sequence that a network of words is shown
 
 @dataclass(frozen=True)
 class Origin:
-    """A network with the inputs that it is looked at with (a batch of one), what a reader should know of where it is from
-    (`note`), and what can be done if it does not take these inputs (`advice`)."""
+    """A network with the inputs that it is looked at with (a batch of one, or what a file gives), what a reader should know of
+    where it is from (`note`), and what can be done if it does not take these inputs (`advice`)."""
 
     name: str
     model: nn.Module

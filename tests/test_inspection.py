@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +94,23 @@ def test_a_module_of_ones_own_is_taken_apart_with_its_inputs_and_left_as_it_was(
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_costs_of_a_batch_are_said_to_be_those_of_a_batch(tmp_path: Path) -> None:
+    path = tmp_path / "nets.py"
+    path.write_text(
+        "import torch\nfrom torch import nn\n"
+        "def build(count: int = 1):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU()), torch.zeros(count, 3, 8, 6)\n"
+    )
+    one, eight = (inspect_model(f"{path}:build", {"count": count}) for count in (1, 8))
+    assert (one["batch"], eight["batch"]) == (1, 8)
+    assert one["input_shape"] == eight["input_shape"] == [3, 8, 6]
+    assert eight["multiply_adds"] == 8 * one["multiply_adds"] == 8 * 2 * 27 * 48
+    assert network_page.network(one).endswith("2,592 multiply-adds for one input of 3x8x6")
+    text = network_page.network(eight)
+    assert text.endswith("20,736 multiply-adds for a batch of 8 inputs of 3x8x6")
+    assert "for its backward pass, for a batch of 8 inputs of 3x8x6." in text
 
 
 def test_inputs_that_a_network_does_not_take_are_answered_with_what_can_be_done() -> None:
