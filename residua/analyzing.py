@@ -104,11 +104,15 @@ def analyze(
     several: list[Source] = [of] if isinstance(of, (str, Path, Run, nn.Module, Subject)) else list(of)
     if not several:
         raise RequestError("There is nothing to analyse: name at least one run directory.")
+    if out is not None:
+        run_directories.check_writable(Path(out))
     plan.set_allocator(False)
     with torch.random.fork_rng(devices=[]):
         subjects = _named([_subject(one, batches, classes, data, data_dir, split, device) for one in several])
         facts = tuple(map(_facts, subjects))
         folder = Path(out) if out is not None else subjects[0].run.outputs if subjects[0].run else None
+        if folder is not None:
+            run_directories.check_writable(folder)
         work = _planned(chosen, subjects, 60 * minutes - (time.perf_counter() - start), watcher)
         entries: dict[str, dict[str, Any]] = {}
         try:

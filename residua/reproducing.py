@@ -10,7 +10,6 @@ The same command continues what was interrupted.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,10 +104,10 @@ def reproduce(
     plan = planning.planned(selection, papers, budget, folder, Sources(data_dir), seeds)
     if plan.left_out and not plan.tasks and not any(claim.exact for _, claim in selection.claims) and not selection.items:
         raise RequestError(next(iter(plan.left_out.values())))
-    _made(folder, "--out")
+    runs.check_writable(folder)
     keeping.make_room(plan.all())
     if keep is not None:
-        _made(Path(keep), "--keep")
+        runs.check_writable(Path(keep), "--keep")
         restored = keeping.restore(plan.all(), Path(keep))
         if restored:
             watcher.note(f"{counted(restored, 'run')} kept in {keep} and not made again.")
@@ -124,17 +123,6 @@ def reproduce(
         keeping.keep_exact({name: outcomes[name] for name in _exact(plan)}, Path(keep))
     document = _document(plan, known, outcomes, failed, folder, seeds) | {"seconds": round(time.perf_counter() - start, 1)}
     return _written(completed(document, papers), folder)
-
-
-def _made(folder: Path, option: str) -> None:
-    """The folder, before hours of work that end in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise RequestError(f"{option} {folder} cannot be written: {reason}. Choose another folder with {option}.") from error
 
 
 def _executed(

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -35,7 +36,9 @@ from residua.models import create_model
 from residua.network import Network
 from residua.recipe import Recipe
 
-__all__ = ["FORMAT", "SHIPPED", "Run", "load", "locked", "meant", "open_run", "ship", "shipped", "write_atomically"]
+__all__ = [
+    "FORMAT", "SHIPPED", "Run", "check_writable", "load", "locked", "meant", "open_run", "ship", "shipped", "write_atomically",
+]  # fmt: skip
 
 FORMAT = 1
 SHIPPED = Path(__file__).with_name("trained")
@@ -253,6 +256,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Refuses a folder that cannot be written, before long work that ends in it; of one that is not there yet the nearest folder
+    above it decides. Nothing is made."""
+    try:
+        there = next(place for place in (folder, *folder.parents) if place.exists() or place.is_symlink())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise RequestError(f"{option} {folder} cannot be written: {reason}. Choose another folder with {option}.") from error
 
 
 def write_atomically(path: Path, contents: str | bytes) -> None:

@@ -76,13 +76,14 @@ def shorten(
     median milliseconds of one image on this machine; "cut" is the network before it is tuned.
 
     Raises `RequestError` before any long work where the run is not finished, where so few units cannot be kept (with the
-    reasons), or where `out` holds something else.
+    reasons), or where `out` holds something else or cannot be written.
     """
     listener = listener or Silent()
     parent = run if isinstance(run, Run) else run_directories.open_run(run)
     if not parent.finished():
         raise RequestError(f"The run {parent.path} is not finished. Continue it with the command that began it, then shorten it.")
     target = Path(out) if out is not None else parent.outputs.with_name(f"{parent.path.name}-keep{keep}")
+    run_directories.check_writable(target)
     network = run_directories.load(parent)
     number = _to_remove(outermost(network), keep, str(parent.path))
     where = chosen_device(device)

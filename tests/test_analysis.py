@@ -207,6 +207,24 @@ def test_a_wrong_request_is_refused_before_any_work(run: Run, arguments: list[st
     assert not (run.path / "analysis.html").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    reads = []
+
+    class Loader:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            reads.append(1)
+            yield images(), torch.zeros(6, dtype=torch.int64)
+
+    for out in (file, file / "deep" / "down", tmp_path / "broken"):
+        with pytest.raises(RequestError, match=f"--out {out} cannot be written"):
+            analyze(create_model("cifar_resnet", depth=8), batches=Loader(), only=["responses"], minutes=0.1, out=out)
+    assert not reads
+    assert {item.name for item in tmp_path.iterdir()} == {"file", "broken"}
+
+
 def test_the_command_writes_one_document_and_a_page(source: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path / "a run", source)
     result = command(run.path, *only(*QUICK), "--minutes", "0.2", "--json")

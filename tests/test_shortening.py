@@ -173,6 +173,14 @@ def test_numbers_out_of_reach_are_refused_before_any_work(parent: Run, tmp_path:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(parent: Run, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for out in (file, file / "short"):
+        with pytest.raises(RequestError, match=f"--out {out} cannot be written"):
+            shorten(parent, keep=4, out=out)
+
+
 def test_a_length_that_cannot_be_is_refused_before_any_work(parent: Run, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="epochs"):
         shorten(parent, keep=4, epochs=0.0, out=tmp_path / "none")
