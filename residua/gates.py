@@ -13,6 +13,7 @@ Shapes: signals [N, ...]; factors [number of units, 2] or [number of units, 2, N
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from residua.unit import Gate, Unit, walk
 
-__all__ = ["BRANCH", "BYPASS", "Seen", "Ways", "gate", "in_series", "watched"]
+__all__ = ["BRANCH", "BYPASS", "Seen", "Ways", "gate", "in_series", "run_in_series", "watched"]
 
 BYPASS, BRANCH = 0, 1
 
@@ -33,14 +34,61 @@ def in_series(model: nn.Module) -> list[tuple[str, Unit]]:
     return [(found.path, found.unit) for found in walk(model) if not found.depth]
 
 
+def run_in_series(model: nn.Module, images: Tensor) -> bool:
+    """Whether every way from the images to what `model` gives passes each of its outermost units once, so that n choices make
+    2^n paths: none is called several times or not at all, and none stands in one of several towers.
+
+    The ways are counted in the graph that one forward pass leaves for the backward pass.
+    """
+    images = images.detach().requires_grad_()
+    with watched(model) as ways, torch.enable_grad():
+        output = model(images)
+        ends = [seen.y.grad_fn if seen.y is not None else None for seen in ways.seen]
+        once = all(seen.runs == 1 for seen in ways.seen)
+    if not once or output.grad_fn is None or None in ends:
+        return False
+    order = _backwards(output.grad_fn)
+    behind = Counter({output.grad_fn: 1})
+    for node in order:
+        for source in _sources(node):
+            behind[source] += behind[node]
+    ahead: Counter[Any] = Counter()
+    for node in reversed(order):
+        own = getattr(node, "variable", None) is images  # other leaves are parameters
+        ahead[node] = int(own) + sum(ahead[source] for source in _sources(node))
+    return all(ahead[end] * behind[end] == ahead[output.grad_fn] for end in ends)
+
+
+def _sources(node: Any) -> list[Any]:
+    return [source for source, _ in node.next_functions if source is not None]
+
+
+def _backwards(last: Any) -> list[Any]:
+    """The nodes of an autograd graph, each before those that it reads."""
+    order: list[Any] = []
+    entered: set[Any] = set()
+    waiting = [(last, False)]
+    while waiting:
+        node, left = waiting.pop()
+        if left:
+            order.append(node)
+        elif node not in entered:
+            entered.add(node)
+            waiting.append((node, True))
+            waiting += [(source, False) for source in _sources(node)]
+    return order[::-1]
+
+
 @dataclass
 class Seen:
-    """The signals of one unit in the last forward pass: its input x, shortcut h (None in a plain unit), branch f, output y."""
+    """The signals of one unit in the last forward pass: its input x, shortcut h (None in a plain unit), branch f, output y; and
+    how often it ran in all passes."""
 
     x: Tensor | None = None
     h: Tensor | None = None
     f: Tensor | None = None
     y: Tensor | None = None
+    runs: int = 0
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """Input and output, of a unit that has run."""
@@ -128,6 +176,7 @@ def _hooks(ways: Ways, place: int, unit: Unit) -> Iterator[Any]:
     before: list[Tensor] = []
 
     def entered(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.runs += 1
         seen.x = inputs[0]
 
     def merged(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

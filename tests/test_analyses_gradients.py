@@ -15,15 +15,18 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
+import residua
 from residua.analyses.attribution import attribution
 from residua.analyses.paths import paths
 from residua.analyses.signal import signal
 from residua.analysis import Analysis, Budget, NotApplicable, Subject
 from residua.analyzing import analyze
 from residua.attributions import integrated_gradients
+from residua.gates import run_in_series
 from residua.models import create_model
 from residua.skip_gates import GatedSkips
 from residua.subjects import module_subject
+from residua.unit import Unit
 
 SIDE = 8
 
@@ -163,6 +166,68 @@ def test_the_paths_of_a_network_that_is_not_built_of_units_are_those_of_its_skip
 def test_skips_in_parallel_are_refused_with_the_reason() -> None:
     with pytest.raises(NotApplicable, match="nested or stand in parallel"):
         paths.measure(module_subject(foreign(parallel=True), batches()), Budget(5))
+
+
+class Units(nn.Module):
+    """Units that are used in an unusual way: one of them three times, two in parallel towers, or one not at all."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.stem, self.end = way, nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 4)
+        self.one, self.two = (
+            Unit(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.Tanh()), None if way == "plain towers" else nn.Identity())
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if "towers" in self.way:
+            x = torch.cat((self.one(x), self.two(2 * x)), 1)[:, ::2]
+        elif self.way == "shared":
+            x = torch.cat((self.one(x), self.one(2 * x)), 1)[:, ::2]
+        else:
+            x = self.one(x)
+            x = self.one(self.one(x)) if self.way == "thrice" else x
+        return self.end(x.mean((2, 3)))
+
+
+def units(way: str) -> Subject:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return module_subject(Units(way).eval(), batches(), name=way)
+
+
+@pytest.mark.parametrize("way", ["thrice", "one unused"])
+def test_the_paths_of_units_that_do_not_run_once_each_are_those_of_the_inspection(way: str) -> None:
+    of = units(way)
+    found = paths.measure(of, Budget(20))
+    known = residua.inspect(of.model, batches()[0][0][:1])
+    assert known.path_lengths is not None
+    assert found["num_paths"] == known.num_paths == {"thrice": 8, "one unused": 2}[way]
+    assert found["length"] == list(known.path_lengths["units"].counts)
+    assert found["completeness_error"] < 1e-10
+    with pytest.raises(NotApplicable, match={"thrice": "one .* 3 times", "one unused": "two .* 0 times"}[way]):
+        signal.measure(of, Budget(5))
+
+
+@pytest.mark.parametrize("way", ["towers", "plain towers", "shared"])
+def test_units_in_towers_are_refused_as_choices_that_multiply(way: str) -> None:
+    of = units(way)
+    assert not run_in_series(of.model, batches()[0][0][:1])
+    if way != "plain towers":
+        with pytest.raises(NotApplicable, match="nested or stand in parallel"):
+            paths.measure(of, Budget(5))
+
+
+@pytest.mark.parametrize(
+    "name", ["cifar_resnet", "preact_cifar_resnet", "cifar_densenet", "highway_conv_19", "inception_resnet_v1"]
+)
+def test_the_units_of_our_networks_run_in_series(name: str) -> None:
+    options = {"depth": 10, "growth": 4} if name == "cifar_densenet" else {"depth": 20} if name.endswith("cifar_resnet") else {}
+    model = create_model(name, **options).eval()
+    x = torch.randn(1, 3, *[96 if name.startswith("inception") else 40] * 2)
+    assert run_in_series(model, x)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_gated_skips_leave_the_outputs_as_they_are() -> None:

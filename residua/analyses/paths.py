@@ -8,6 +8,7 @@ paths of a length, which does not, is given beside it, exactly (`residua.path_gr
 
 Departures from the paper: the gradient is that at the image, of each image's own loss; a unit that is plain has no choice and
 adds one to every length; a unit nested in another belongs to the outer one's branch; ReLUs after an addition lie on all paths.
+Where units do not run one after the other, each once, the skips that the census finds stand in their place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from residua import keyed
 from residua.analyses._paths_figures import draw, read
 from residua.analysis import Analysis, Budget, NotApplicable, Subject
 from residua.errors import RequestError
-from residua.gates import Ways, in_series, watched
+from residua.gates import Ways, in_series, run_in_series, watched
 from residua.path_gradients import Pass, drawn, effective, every, norms, orders, products, sums_by_length
 from residua.skip_gates import GatedSkips
 
@@ -66,8 +67,8 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
 
 @contextmanager
 def _gates(subject: Subject, model: nn.Module, image: Tensor) -> Iterator[tuple[nn.Module, Ways]]:
-    """The network with gates on both ways of its units, or else of the skips that its census finds."""
-    if in_series(model):
+    """The network with gates on both ways of its units where they run in series, or else of the skips that its census finds."""
+    if in_series(model) and run_in_series(model, image):
         with watched(model) as ways:
             yield model, ways
         return

@@ -40,6 +40,7 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
     units = in_series(subject.model)
     if not units:
         raise NotApplicable(f"{subject.name} is not built of units, whose inputs and branches this analysis compares.")
+    _check_runs(subject)
     count = _affordable(subject, budget, len(units))
     images, labels = subject.images(count)
     result: dict[str, Any] = {
@@ -65,6 +66,18 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
     result["carried"] = _carried(subject.model, images, len(units), budget)
     result["used"] = {"images": len(images), "images of the identities": few}
     return result
+
+
+def _check_runs(subject: Subject) -> None:
+    """Refuses a network with a unit that has no signal or several."""
+    one, _ = subject.images(1)
+    with watched(subject.model) as ways, torch.no_grad():
+        subject.model(one)
+    for (path, _), seen in zip(ways.units, ways.seen):
+        if seen.runs != 1:
+            raise NotApplicable(
+                f"The unit {path} of {subject.name} runs {seen.runs} times in a forward pass; here each has to run once."
+            )
 
 
 def _affordable(subject: Subject, budget: Budget, units: int) -> int:
