@@ -48,7 +48,8 @@ class Chain:
 def chain_of(model: nn.Module, sample: Tensor) -> Chain | None:
     """The chain of a `Network` (stem, the members of each stage that is a sequence, head) or of a sequence of modules.
 
-    None where `model` is neither, or where the chain does not give exactly what the model gives for `sample`.
+    None where `model` is neither, where a step gives more than one signal, or where the chain does not give exactly what the
+    model gives for `sample`.
     """
     if isinstance(model, Network):
         found = [("stem", model.stem)]
@@ -62,7 +63,12 @@ def chain_of(model: nn.Module, sample: Tensor) -> Chain | None:
         return None
     chain = Chain(tuple(module for _, module in found), tuple(path for path, _ in found))
     with torch.inference_mode():
-        return chain if torch.equal(chain.after(sample, 0), model(sample)) else None
+        x = sample
+        for step in chain.steps:
+            x = step(x)
+            if not isinstance(x, Tensor):
+                return None
+        return chain if torch.equal(x, model(sample)) else None
 
 
 def shortcut_alone(unit: Unit) -> Step | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from residua import keyed
 from residua.analysis import NotApplicable, Place, Subject
@@ -175,10 +176,14 @@ def _swappable(chain: Chain, sample: Tensor) -> tuple[tuple[tuple[int, ...], ...
 
 @contextmanager
 def _silent(layer: WeightLayer) -> Iterator[None]:
-    """The response of the layer, after its normalisation, is zero."""
+    """The response of the layer, after its normalisation, is zero, and so is what it gives besides, such as states."""
     module: nn.Module = layer.norm or layer.module
-    handle = module.register_forward_hook(lambda _m, _i, output: torch.zeros_like(output))
+    handle = module.register_forward_hook(lambda _m, _i, output: tree_map(_zeros, output))
     try:
         yield
     finally:
         handle.remove()
+
+
+def _zeros(part: Any) -> Any:
+    return torch.zeros_like(part) if isinstance(part, Tensor) else part

@@ -100,9 +100,14 @@ def responses_seen(layers: Mapping[int, WeightLayer], see: Callable[[int, Tensor
 @contextmanager
 def removed(*layers: WeightLayer) -> Iterator[None]:
     """Within the block each of the layers, with its normalisation, hands on its input: what veit2016 does to the layers of a
-    plain network. Their shapes must be kept."""
+    plain network. Their shapes must be kept. What a layer gives besides its response (states, attention weights) stays."""
+
+    def hand_on(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        response = _tensor(inputs)
+        return (response, *output[1:]) if isinstance(output, (tuple, list)) else response
+
     modules = [module for layer in layers for module in (layer.module, layer.norm) if module is not None]
-    handles = [module.register_forward_hook(lambda _m, inputs, _o: inputs[0]) for module in modules]
+    handles = [module.register_forward_hook(hand_on) for module in modules]
     try:
         yield
     finally:

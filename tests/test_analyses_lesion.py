@@ -196,6 +196,57 @@ def test_a_module_that_is_no_chain_is_damaged_as_a_whole() -> None:
     assert result["single"][1]["error"] == pytest.approx(100 * float(torch.cat(wrong).double().mean()))
 
 
+class Rows(nn.Module):
+    """The rows of an image one after the other, through recurrent layers or attention, which give tuples; the second keeps the
+    shape of its input."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first = kind, nn.LSTM(48, 12, batch_first=True)
+        recurrent = {"LSTM": nn.LSTM, "GRU": nn.GRU}
+        self.second = (
+            recurrent[kind](12, 12, batch_first=True) if kind in recurrent else nn.MultiheadAttention(12, 2, batch_first=True)
+        )
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor, without: str = "") -> Tensor:
+        x = x.permute(0, 2, 1, 3).flatten(2)
+        x = torch.zeros(len(x), 16, 12) if without == "first" else self.first(x)[0]
+        if without != "second":
+            x = self.second(x, x, x)[0] if self.kind == "attention" else self.second(x)[0]
+        return self.head(x[:, -1])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "attention"])
+def test_a_layer_that_gives_a_tuple_is_removed_or_silenced_like_any_other(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Rows(kind).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)  # so that the rows matter
+    of = subject(model)
+    result = lesion.measure(of, Budget(60))
+    assert [(row["path"], row["left"]) for row in result["single"]] == [("first", "zero"), ("second", "input")]
+    for row in result["single"]:
+        with torch.inference_mode():
+            wrong = [model(x, row["path"]).argmax(1) != labels for x, labels in of.batches()]
+        assert row["error"] == pytest.approx(100 * float(torch.cat(wrong).double().mean()))
+        assert row["error"] > result["baseline"]
+    assert all(row["error_when_zero"] is not None for row in result["single"])
+
+
+def test_a_sequence_whose_layers_hand_on_tuples_is_damaged_as_a_whole() -> None:
+    class Last(nn.Module):
+        def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+            return x[0][:, -1]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(2), nn.LSTM(256, 256, batch_first=True), Last(), nn.Linear(256, CLASSES)).eval()
+    of = subject(model)
+    assert patient(of).chain is None
+    assert [row["left"] for row in lesion.measure(of, Budget(60))["single"]] == ["input"]
+
+
 def test_little_time_means_fewer_images_and_draws_and_the_result_says_how_many() -> None:
     of = subject(trained("resnet20"), count=120, size=40)
     ticks = iter(range(10**6))  # a second passes at each look at the clock
