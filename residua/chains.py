@@ -32,14 +32,16 @@ class Chain:
         return held[0] if held else -1
 
     def signals(self, x: Tensor) -> list[Tensor]:
-        """The input of every step, and last what the network gives."""
+        """The input of every step, and last what the network gives. A step gets a copy: what it does in place is not in them."""
         found = [x]
         for step in self.steps:
-            found.append(step(found[-1]))
+            found.append(step(found[-1].clone()))
         return found
 
     def after(self, x: Tensor, start: int, instead: Mapping[int, Step] | None = None) -> Tensor:
-        """What the network gives if the input of step `start` is `x`; the steps numbered in `instead` are replaced."""
+        """What the network gives if the input of step `start` is `x`, which stays as it is; the steps numbered in `instead` are
+        replaced."""
+        x = x.clone()
         for place in range(start, len(self.steps)):
             x = (instead or {}).get(place, self.steps[place])(x)
         return x

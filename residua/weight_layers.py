@@ -99,11 +99,14 @@ def responses_seen(layers: Mapping[int, WeightLayer], see: Callable[[int, Tensor
 
 @contextmanager
 def removed(*layers: WeightLayer) -> Iterator[None]:
-    """Within the block each of the layers, with its normalisation, hands on its input: what veit2016 does to the layers of a
-    plain network. Their shapes must be kept. What a layer gives besides its response (states, attention weights) stays."""
+    """Within the block each of the layers, with its normalisation, hands on a copy of its input, since what follows may work in
+    place: what veit2016 does to the layers of a plain network. Their shapes must be kept. What a layer gives besides its response
+    (states, attention weights) stays."""
 
     def hand_on(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        response = _tensor(inputs)
+        found = _tensor(inputs)
+        assert found is not None, "a layer that keeps its shape has an input"
+        response = found.clone()
         return (response, *output[1:]) if isinstance(output, (tuple, list)) else response
 
     modules = [module for layer in layers for module in (layer.module, layer.norm) if module is not None]

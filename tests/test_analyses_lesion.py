@@ -20,7 +20,7 @@ from residua.lesions import Patient, kendall_tau, pairs_drawn, patient
 from residua.models import create_model
 from residua.network import Network
 from residua.subjects import module_subject
-from residua.unit import switched_off, walk
+from residua.unit import Unit, switched_off, walk
 from residua.weight_layers import removed
 
 CLASSES = 10
@@ -245,6 +245,49 @@ def test_a_sequence_whose_layers_hand_on_tuples_is_damaged_as_a_whole() -> None:
     of = subject(model)
     assert patient(of).chain is None
     assert [row["left"] for row in lesion.measure(of, Budget(60))["single"]] == ["input"]
+
+
+class Towers(nn.Module):
+    """No chain, and signals that two layers read: the first layer's input is the image itself."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.act, self.head = act, nn.Linear(3, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.first(x))
+        towers = self.act(self.second(x)), self.third(x)
+        return self.head((towers[0] * towers[1]).mean((2, 3)))
+
+
+def rectified(kind: str, inplace: bool) -> nn.Module:
+    """A network with leaky rectifiers that work in place or not, of the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        act = nn.LeakyReLU(0.4, inplace)
+        if kind == "towers":
+            return Towers(act).eval()
+        end = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, CLASSES)]
+        convs: list[nn.Module] = [nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)]
+        convs += [nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)]
+        for conv in convs:
+            nn.init.kaiming_normal_(conv.weight)  # type: ignore[arg-type]
+        if kind == "layers":
+            return nn.Sequential(*(part for conv in convs for part in (conv, act)), *end).eval()
+        if kind == "act first":
+            return nn.Sequential(*convs[:2], *(nn.Sequential(act, conv) for conv in convs[2:]), *end).eval()
+        return nn.Sequential(*convs[:2], *(Unit(conv, nn.Identity(), post=act) for conv in convs[2:]), *end).eval()
+
+
+@pytest.mark.parametrize("kind", ["layers", "act first", "units", "towers"])
+def test_what_works_in_place_does_not_reach_the_signals_that_damages_share(kind: str) -> None:
+    of = [subject(rectified(kind, inplace)) for inplace in (False, True)]
+    before = [images.clone() for images, _ in of[1].batches()]
+    results = [lesion.measure(one, Budget(60)) for one in of]
+    assert results[0] == results[1]
+    assert len({row["error"] for row in results[0]["single"]}) > 1
+    assert all(torch.equal(images, kept) for (images, _), kept in zip(of[1].batches(), before))
 
 
 def test_little_time_means_fewer_images_and_draws_and_the_result_says_how_many() -> None:
