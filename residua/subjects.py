@@ -92,7 +92,7 @@ def module_subject(
     again and again in the same order: a list, or a loader that does not shuffle.
 
     The module itself is used, not a copy, and put into evaluation mode. Raises `RequestError` for batches that can be read only
-    once, that are empty, or on which the module does not give logits.
+    once, that are empty, whose labels are not the numbers of classes, or on which the module does not give logits.
     """
     if isinstance(batches, Iterator):
         raise RequestError("The batches of an analysis are read several times: give a list or a loader, not an iterator.")
@@ -101,9 +101,9 @@ def module_subject(
 
     def again() -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches:
-            yield images.to(device), labels.to(device)
+            yield images.to(device), labels.to(device, torch.int64)
 
-    sizes = [len(labels) for _, labels in again()]
+    highest, sizes = _labels(batches)
     if not sum(sizes):
         raise RequestError("There are no images to analyse: the batches are empty.")
     sample = next(again())[0][:2]
@@ -113,6 +113,12 @@ def module_subject(
         raise RequestError(
             f"The module gives {tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__} for "
             f"{tuple(sample.shape)}: an analysis needs logits [N, K]."
+        )
+    if logits.shape[1] < 2:
+        raise RequestError("The module gives one logit: an analysis needs logits [N, K] of at least two classes.")
+    if highest >= logits.shape[1]:
+        raise RequestError(
+            f"The module gives {logits.shape[1]} logits, and a label is {highest}: labels are from 0 to {logits.shape[1] - 1}."
         )
     names = tuple(classes) if classes is not None else tuple(map(str, range(logits.shape[1])))
     if len(names) != logits.shape[1]:
@@ -128,6 +134,26 @@ def module_subject(
         name, module, again, sum(sizes), names, units, seed, device, "the given batches",
         rewired=rewired if units and units[0].unit is None else None, unseen=unseen,
     )  # fmt: skip
+
+
+def _labels(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, list[int]]:
+    """The highest label and the sizes of the batches, whose labels are checked."""
+    highest, sizes = -1, []
+    for images, labels in batches:
+        whole = isinstance(labels, Tensor) and not (
+            labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+        )
+        if not whole or labels.shape != images.shape[:1]:
+            given = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise RequestError(
+                f"Labels are a tensor [N] of whole numbers, one for each image; for images {list(images.shape)} they are {given}."
+            )
+        sizes.append(len(labels))
+        if len(labels):
+            lowest, highest = int(labels.min()), max(highest, int(labels.max()))
+            if lowest < 0:
+                raise RequestError(f"A label is {lowest}: labels are the numbers of the classes, from 0.")
+    return highest, sizes
 
 
 def places(model: nn.Module, sample: Tensor) -> tuple[Place, ...]:

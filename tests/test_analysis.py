@@ -179,6 +179,37 @@ def test_a_module_is_given_with_batches_that_can_be_read_again() -> None:
         analyze(model)
 
 
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (torch.tensor([0, 1, 2, 3, 4, 10]), "10 logits, and a label is 10: labels are from 0 to 9"),
+        (torch.tensor([0, 1, 2, -1, 4, 5]), "label is -1"),
+        (torch.zeros(6), r"whole numbers.*torch.float32 \[6\]"),
+        (torch.zeros(6, dtype=torch.bool), "whole numbers"),
+        (torch.zeros(6, 1, dtype=torch.int64), r"int64 \[6, 1\]"),
+        (torch.zeros(5, dtype=torch.int64), r"one for each image; for images \[6, 3, 16, 16\]"),
+        ([0] * 6, "they are list"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_before_any_work(labels: Any, words: str) -> None:
+    fine = torch.zeros(6, dtype=torch.int64)
+    with pytest.raises(RequestError, match=words):
+        analyze(create_model("cifar_resnet", depth=8), batches=[(images(), fine), (images(), labels)], only=["responses"])
+
+
+def test_one_logit_is_no_choice() -> None:
+    model = create_model("cifar_resnet", depth=8, num_classes=1)
+    with pytest.raises(RequestError, match="at least two classes"):
+        module_subject(model, [(images(), torch.zeros(6, dtype=torch.int64))])
+
+
+def test_labels_of_any_whole_numbers_are_taken() -> None:
+    subject = module_subject(create_model("cifar_resnet", depth=8), [(images(), torch.arange(6, dtype=torch.uint8))])
+    _, labels = subject.images(6)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == list(range(6))
+
+
 # ------------------------------------------------------------------------------------------------------------- the verb
 
 
