@@ -22,6 +22,7 @@ from residua.cli import app
 from residua.errors import RequestError
 from residua.models import create_model
 from residua.report_analysis import page
+from residua.rewired import Rewired
 from residua.runs import Run
 from residua.subjects import module_subject, run_subject
 from residua.unit import switched_off
@@ -163,6 +164,29 @@ def test_the_skips_of_any_module_can_be_switched_off() -> None:
             for count in (2, 5, 6):
                 with subject.off(*(subject.units[place] for place in off)) as network:
                     assert torch.allclose(network(x[:count]), model(x[:count], off), atol=1e-6), (off, count)
+
+
+class Offset(Foreign):
+    """Its captured graph holds the number of images: for one image it gives as many equal rows as it was captured with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.arange(10.0))
+
+    def forward(self, x: Tensor, off: tuple[int, ...] = ()) -> Tensor:
+        return super().forward(x, off) + self.offset.expand(len(x), -1)
+
+
+def test_a_graph_that_holds_its_number_of_images_is_captured_anew_for_another() -> None:
+    torch.manual_seed(0)
+    model, x = Offset(), images()
+    rewired = Rewired(model, x[:2])
+    with torch.inference_mode():
+        for count in (1, 2, 5):
+            for off in [(), (0,), (0, 1)]:
+                found = rewired(x[:count], off)
+                assert found.shape == (count, 10)
+                assert torch.allclose(found, model(x[:count], off), atol=1e-6)
 
 
 def test_a_module_is_given_with_batches_that_can_be_read_again() -> None:
