@@ -40,6 +40,8 @@ __all__ = [
 CENTRAL_FRACTION = 0.875
 """Side of the crop over the shorter side of the image that it is cut from: 224 of 256."""
 
+WAITING = 8
+
 PAPER_SCALES, PAPER_SIZE = (224, 256, 384, 480, 640), 224
 """The shorter sides at which he2015 section 3.4 tests a network trained at 224 pixels."""
 
@@ -261,13 +263,20 @@ def watch(
 
 def grouped_by_shape(batches: Iterable[Batch], max_pixels: int) -> Iterator[Batch]:
     """Batches of one image each, of any size, as batches of images of one shape with at most `max_pixels` pixels (but at
-    least one image). What is left at the end comes in the order of first appearance."""
+    least one image). No more than `WAITING` such batches wait to be filled: then the fullest goes as it is. What is left at the
+    end comes in the order of first appearance."""
     waiting: dict[torch.Size, list[Batch]] = {}
+
+    def pixels(shape: torch.Size, more: int = 0) -> int:
+        return (len(waiting[shape]) + more) * shape[-2] * shape[-1]
+
     for batch in batches:
         shape = batch.images.shape
         waiting.setdefault(shape, []).append(batch)
-        if (len(waiting[shape]) + 1) * shape[-2] * shape[-1] > max_pixels:
+        if pixels(shape, more=1) > max_pixels:
             yield _joined(waiting.pop(shape))
+        elif sum(map(pixels, waiting)) > WAITING * max_pixels:
+            yield _joined(waiting.pop(max(waiting, key=pixels)))
     yield from map(_joined, waiting.values())
 
 

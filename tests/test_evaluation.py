@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from toy_runs import CLASSES, SIZE, make_run, network_state, one_thread, write_f
 
 from residua import runs
 from residua.augment import normalized
-from residua.batches import CentralView
+from residua.batches import Batch, CentralView
 from residua.dataset import FileSamples
 from residua.errors import RequestError, RunError
 from residua.evaluation import Evaluation, evaluate, evaluation_view, watch
@@ -24,7 +24,7 @@ from residua.images import decode
 from residua.models import create_model
 from residua.network import Network, Stage, fully_connected_head, small_stem
 from residua.runs import Run
-from residua.scoring import chosen_device, dense_logits, dense_scales, dense_window
+from residua.scoring import chosen_device, dense_logits, dense_scales, dense_window, grouped_by_shape
 from residua.views import central_view, shorter_side
 
 CPU = torch.device("cpu")
@@ -374,6 +374,23 @@ def test_a_fully_connected_head_becomes_the_convolutions_that_its_layers_are() -
         hidden = nn.functional.conv2d(network.stem(images), head.linear1.weight.view(5, 4, 3, 3), head.linear1.bias).relu()
         logits = nn.functional.conv2d(hidden, head.classifier.weight[:, :, None, None], head.classifier.bias)
         torch.testing.assert_close(dense_logits(network, images, 3), logits.mean((2, 3)))
+
+
+def test_images_of_many_shapes_wait_for_company_only_so_long() -> None:
+    most, read, given = 2 * 8 * 48, 0, []
+
+    def images() -> Iterator[Batch]:
+        nonlocal read
+        for place in range(200):
+            image = torch.zeros(1, 3, 8, 8 + place % 40, dtype=torch.uint8)
+            read += image[:, 0].numel()
+            yield Batch(place, 0, image, torch.tensor([place]), torch.tensor([place]), torch.tensor([True]))
+
+    for batch in grouped_by_shape(images(), most):
+        assert read - sum(one.images[:, 0].numel() for one in given) <= 9 * most
+        assert batch.images[:, 0].numel() <= most
+        given.append(batch)
+    assert sorted(int(draw) for batch in given for draw in batch.draws) == list(range(200))
 
 
 @pytest.mark.parametrize(("name", "size", "side"), [("alexnet", 224, 6), ("speed_resnet", 32, 3), ("resnet20", 32, 8)])
