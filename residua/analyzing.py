@@ -108,7 +108,8 @@ def analyze(
         run_directories.check_writable(Path(out))
     plan.set_allocator(False)
     with torch.random.fork_rng(devices=[]):
-        subjects = _named([_subject(one, batches, classes, data, data_dir, split, device) for one in several])
+        seed = _order_seed(several)
+        subjects = _named([_subject(one, batches, classes, data, data_dir, split, device, seed) for one in several])
         facts = tuple(map(_facts, subjects))
         folder = Path(out) if out is not None else subjects[0].run.outputs if subjects[0].run else None
         if folder is not None:
@@ -154,6 +155,7 @@ def _subject(
     data_dir: str | Path | None,
     split: str | None,
     device: str | None,
+    order_seed: int | None,
 ) -> Subject:
     if isinstance(one, Subject):
         return one
@@ -162,7 +164,16 @@ def _subject(
             raise RequestError("A module is analysed with images: give batches=[(images, labels), ...].")
         place = scoring.chosen_device(device) if device else None
         return module_subject(one, batches, classes=classes, name=type(one).__name__, device=place)
-    return run_subject(one, data=data, data_dir=data_dir, split=split, device=scoring.chosen_device(device))
+    place = scoring.chosen_device(device)
+    return run_subject(one, data=data, data_dir=data_dir, split=split, device=place, order_seed=order_seed)
+
+
+def _order_seed(several: Sequence[Source]) -> int | None:
+    """The seed of the first run: all are shown the images in its order, so that what is drawn side by side is of one image."""
+    first = next((one for one in several if isinstance(one, (str, Path, Run))), None)
+    if first is None:
+        return None
+    return (first if isinstance(first, Run) else run_directories.open_run(first)).recipe.seed
 
 
 def _named(subjects: list[Subject]) -> list[Subject]:

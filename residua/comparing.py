@@ -45,7 +45,9 @@ class Comparison:
         seeds = f"{len(self.left)} and {len(self.right)} seeds" if not self.single else "one seed on a side"
         means = f"{left} {fmean(self.left):.4g}, {right} {fmean(self.right):.4g}"
         bounds = f"95 % one-sided bounds {self.low:+.3g} and {self.high:+.3g}"
-        return f"{means}: the difference is {self.estimate:+.3g} ({bounds}, {seeds})."
+        if self.single:
+            bounds = f"{bounds} by the choice of test images alone" if self.low < self.high else ""
+        return f"{means}: the difference is {self.estimate:+.3g} ({', '.join(filter(None, (bounds, seeds)))})."
 
 
 def compared(left: Sequence[float], right: Sequence[float], least: float = 0.0, num_test: int = 0) -> Comparison:

@@ -19,19 +19,20 @@ __all__ = ["Known", "claim_entry", "item_entry", "outcome_of", "plain", "row_ent
 
 @dataclass(frozen=True)
 class Known:
-    """What is known at one budget: the records, the images that test errors stand on, the id of each record's run by (arm, seed),
-    and why arms are left out."""
+    """What is known at one budget: the records, the images that the test errors of each arm stand on, the id of each record's run
+    by (arm, seed), and why arms are left out."""
 
     budget: str
     records: Sequence[Record] = ()
-    num_test: int = 0
+    num_test: Mapping[str, int] = field(default_factory=dict)
     ids: Mapping[tuple[str, int], str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def evidence(self, arms: Iterable[str]) -> Evidence:
         """The records of these arms."""
         wanted = set(arms)
-        return Evidence([record for record in self.records if record.arm in wanted], self.budget, self.num_test)
+        counts = [count for arm, count in self.num_test.items() if arm in wanted and count]
+        return Evidence([record for record in self.records if record.arm in wanted], self.budget, min(counts, default=0))
 
     def runs(self, arms: Iterable[str]) -> list[str]:
         """The ids of the runs of these arms."""

@@ -99,6 +99,8 @@ def evaluate(
     result = _result(opened, splits[_channels(opened[0])], parts, request, seconds)
     if not save or len(opened) > 1:
         return result
+    if not opened[0].finished():  # its report would show it as the finished run's
+        return replace(result, note=f"{result.note} Not saved: the run is not finished.".strip())
     result = scorecard.save(result, opened[0].outputs / "evaluations")
     if protocol == "center" and data is None and split is None:
         return _with_worst(opened[0], splits[_channels(opened[0])].samples, result)

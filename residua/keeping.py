@@ -167,7 +167,7 @@ def known_from(cards: Iterable[Mapping[str, Any]], papers: Shelf, budget: str) -
     a paper has defined anew."""
     records: dict[tuple[str, int], Record] = {}
     ids: dict[tuple[str, int], str] = {}
-    num_test = 0
+    num_test: dict[str, int] = {}
     speaking = [card for card in cards if card["budget"] == budget and speaks(card, papers)]
     trained = {card["id"].rpartition("-s")[2] for card in speaking}  # seed and address, under whichever arm's name
     for card in speaking:
@@ -177,7 +177,7 @@ def known_from(cards: Iterable[Mapping[str, Any]], papers: Shelf, budget: str) -
         curves = {name: [(int(step), float(value)) for step, value in points] for name, points in card["curves"].items()}
         measured = {name: value for name, value in card["measurements"].items() if _current(name, card, papers)}
         records[key] = Record(*key, card["values"], curves, measured, card["broken_off"], card["manifest"].get("plan", ""))
-        ids[key], num_test = card["id"], max(num_test, card["num_test"])
+        ids[key], num_test[card["arm"]] = card["id"], card["num_test"]
     left_out = {name: reason for name, arm in papers.arms.items() if (reason := budgets.unavailable(arm, budget))}
     return Known(budget, list(records.values()), num_test, ids, left_out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def _row(subject: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _command(document: Mapping[str, Any]) -> list[str]:
     runs = [subject["run"] for subject in document["subjects"]]
-    return ["residua", "analyze", *runs] if all(runs) else []
+    return ["residua", "analyze", *map(shlex.quote, runs)] if all(runs) else []
 
 
 def _section(analysis: Analysis, entry: Mapping[str, Any]) -> dict[str, Any]:

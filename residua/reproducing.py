@@ -10,6 +10,7 @@ The same command continues what was interrupted.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,7 +122,10 @@ def reproduce(
     if keep is not None:
         keeping.keep(plan.all(), Path(keep))
         keeping.keep_exact({name: outcomes[name] for name in _exact(plan)}, Path(keep))
-    document = _document(plan, known, outcomes, failed, folder, seeds) | {"seconds": round(time.perf_counter() - start, 1)}
+    places = [*(["--out", str(folder)] if folder != OUT else []), *(["--data-dir", str(data_dir)] if data_dir else [])]
+    document = _document(plan, known, outcomes, failed, folder, seeds, places) | {
+        "seconds": round(time.perf_counter() - start, 1)
+    }
     return _written(completed(document, papers), folder)
 
 
@@ -161,7 +165,7 @@ def _known(plan: Planned, failed: Mapping[str, str], minutes: float | None) -> K
             forecast = duration(plan.costs[task.id])
             left_out[task.arm.name] = f"its run did not fit into the time (forecast {forecast})"
     ids = {(task.arm.name, task.seed): task.id for task, _ in found}
-    num_test = max((task.num_test for task, _ in found), default=0)
+    num_test = {task.arm.name: task.num_test for task, _ in found}
     return Known(plan.budget, [record for _, record in found], num_test, ids, left_out)
 
 
@@ -171,9 +175,10 @@ def _exact(plan: Planned) -> list[str]:
 
 def _announced(plan: Planned, tasks: Sequence[Task], budget: str) -> str:
     todo = [task for task in tasks if task.state() != "done"]
-    there = len(tasks) - len(todo)
+    whole = len({task.run for task in tasks})  # several arms can share one
+    there = whole - len({task.run for task in todo})
     claims, items = len(plan.selection.claims), len(plan.selection.items)
-    text = f"{counted(claims, 'claim')} and {counted(items, 'item')} at the budget {budget}: {counted(len(tasks), 'run')}"
+    text = f"{counted(claims, 'claim')} and {counted(items, 'item')} at the budget {budget}: {counted(whole, 'run')}"
     text += f", {there} of them there already" if there else ""
     text += f"; about {duration(plan.cost(todo))} (within a factor of two)." if todo else "."
     for reason, arms in _grouped(plan.left_out).items():
@@ -192,38 +197,41 @@ def _grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _document(
-    plan: Planned, known: Known, outcomes: Mapping[str, Outcome], failed: Mapping[str, str], folder: Path, seeds: int | None
+    plan: Planned,
+    known: Known,
+    outcomes: Mapping[str, Outcome],
+    failed: Mapping[str, str],
+    folder: Path,
+    seeds: int | None,
+    places: Sequence[str],
 ) -> dict[str, Any]:
     selection = plan.selection
+
+    def again(*names: str) -> str:
+        """The command that repeats this."""
+        options = ["--budget", plan.budget, *(["--seeds", str(seeds)] if seeds else []), *places]
+        return shlex.join(["residua", "reproduce", *names, *options])
+
     claims = [
-        claim_entry(key, claim, known, outcomes[f"{key}/{claim.id}"])
-        | {"again": _again([f"{key}/{claim.id}"], plan.budget, seeds)}
+        claim_entry(key, claim, known, outcomes[f"{key}/{claim.id}"]) | {"again": again(f"{key}/{claim.id}")}
         for key, claim in selection.claims
     ]
-    items = [
-        item_entry(key, item, known) | {"again": _again([f"{key}/{item.id}"], plan.budget, seeds)}
-        for key, item in selection.items
-    ]
+    items = [item_entry(key, item, known) | {"again": again(f"{key}/{item.id}")} for key, item in selection.items]
     return {
         "version": __version__, "budget": plan.budget, "names": list(selection.names), "out": str(folder),
-        "again": _again(selection.names, plan.budget, seeds), "claims": claims, "items": items,
-        "runs": [_run_entry(task) for task in plan.all() if task.record.is_file()], "left_out": dict(known.left_out),
+        "again": again(*selection.names), "claims": claims, "items": items,
+        "runs": [_run_entry(task, places) for task in plan.all() if task.record.is_file()], "left_out": dict(known.left_out),
         "failed": dict(failed), "hardware": machine.hardware(chosen_device(None)), "versions": machine.versions(),
     }  # fmt: skip
 
 
-def _again(names: Sequence[str], budget: str, seeds: int | None) -> str:
-    """The command that repeats this."""
-    return " ".join(["residua reproduce", *names, "--budget", budget, *([f"--seeds {seeds}"] if seeds else [])])
-
-
-def _run_entry(task: Task) -> dict[str, Any]:
+def _run_entry(task: Task, places: Sequence[str]) -> dict[str, Any]:
     """One run: what it was, what it showed, and how it departed from the protocol."""
     card = keeping.card_of(task)
     return {
         "id": task.id, "arm": task.arm.name, "seed": task.seed, "values": card["values"], "broken_off": card["broken_off"],
         "departures": departures(task), "stand_in": getattr(task.arm, "stand_in", ""), "left_out": card["left_out"],
-        "verify": f"residua reproduce --verify {task.id}",
+        "verify": shlex.join(["residua", "reproduce", "--verify", task.id, *places]),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from residua.reproduction_words import broken, compared, departed, facts, rule, said
+from residua.reproduction_words import broken, compared, departed, facts, rule, said, unbounded
 from residua.wording import counted, duration
 
 __all__ = ["SIGNS", "anchor", "claim_view", "interval"]
@@ -68,6 +68,8 @@ def interval(numbers: Mapping[str, Any]) -> str:
     if not compared(numbers) or not all(isinstance(value, (int, float)) for value in values):
         return ""
     low, estimate, high = (float(value) for value in values if value is not None)
+    if unbounded(numbers):
+        return ""
     reach = max(abs(low), abs(high), abs(estimate)) or 1.0
 
     def place(value: float) -> str:

@@ -94,11 +94,12 @@ def _figures(document: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     runs = document["runs"]
     decided = sum(count for verdict, count in tally(document) if verdict in ("shown", "refuted"))
     exact = sum(claim["budget"] == "exact" for claim in document["claims"])
-    seconds = sum(run["values"].get("training_seconds") or 0 for run in runs)
+    own = {run["id"].rpartition("-s")[2]: run for run in runs}  # several arms can share a run
+    seconds = sum(run["values"].get("training_seconds") or 0 for run in own.values())
     arms = counted(len({run["arm"] for run in runs}), "network or recipe", "networks and recipes")
     return [
         ("Claims decided", f"{decided} of {len(document['claims'])}", f"{exact} of all by structure or arithmetic, without runs"),
-        ("Runs", number(len(runs)), f"of {arms}"),
+        ("Runs", number(len(own)), f"of {arms}"),
         ("Training", duration(seconds) if seconds else NOTHING, "in all of these runs, measurements left out"),
         ("This command", duration(document["seconds"]), "runs that were there already are not made again"),
     ]  # fmt: skip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
-from residua.reproduction_words import column, measure, number
+from residua.reproduction_words import column, measure, printed
 from residua.wording import NOTHING, counted, decimal
 
 __all__ = ["spread", "table"]
@@ -100,11 +99,6 @@ def _cell(row: Mapping[str, Any] | None, single: bool, broken: Mapping[str, int]
     marks = [mark for mark, holds in (("not verified", row["verified"] is False), ("approximate", row["approximate"])) if holds]
     bounds = "" if row["spread"] is None else f" ± {decimal(row['spread'], 2)}"
     return {
-        "printed": NOTHING if row["published"] is None else _printed(row["published"]), "marks": ", ".join(marks),
+        "printed": NOTHING if row["published"] is None else printed(row["published"]), "marks": ", ".join(marks),
         "measured": decimal(row["mean"], 4) + bounds if measured else NOTHING, "seeds": seeds,
     }  # fmt: skip
-
-
-def _printed(value: Any) -> str:
-    """A printed number as it is printed: a float keeps its digits."""
-    return format(Decimal(repr(value)), "f") if isinstance(value, float) else number(value)

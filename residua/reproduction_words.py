@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from residua.rules import WORDS
 from residua.wording import NOTHING, decimal, value
 
-__all__ = ["Fact", "broken", "column", "compared", "departed", "difference", "facts", "measure", "number", "rule", "said"]
+__all__ = [
+    "Fact",
+    "broken",
+    "column",
+    "compared",
+    "departed",
+    "difference",
+    "facts",
+    "measure",
+    "number",
+    "printed",
+    "rule",
+    "said",
+]
 
 Fact = tuple[str, str]
 
@@ -142,12 +156,19 @@ def compared(numbers: Mapping[str, Any]) -> bool:
     return {"left", "right", "estimate", "low", "high"} <= numbers.keys()
 
 
+def unbounded(numbers: Mapping[str, Any]) -> bool:
+    """Whether a comparison has one seed on a side and a measure that no number of images bounds."""
+    return numbers["low"] == numbers["high"] and 1 in (len(numbers["left"]), len(numbers["right"]))
+
+
 def facts(numbers: Mapping[str, Any]) -> list[Fact]:
     """The numbers that a claim stands on, (what, how much), nested ones by their ways."""
     if compared(numbers):
         sides = f"{_listed(numbers['left'])} against {_listed(numbers['right'])}"
         p_value = "" if numbers.get("p") is None else f", p = {decimal(numbers['p'], 2)}"
-        bounds = f"95 % bounds {_signed(numbers['low'])} and {_signed(numbers['high'])}"
+        bounds = f"95 % one-sided bounds {_signed(numbers['low'])} and {_signed(numbers['high'])}"
+        if unbounded(numbers):
+            bounds = "one seed on a side: its spread is not known"
         rest = {name: inner for name, inner in numbers.items() if name not in ("left", "right", "estimate", "low", "high", "p")}
         return [*_plain(rest), ("values", sides), ("difference", f"{_signed(numbers['estimate'])} ({bounds}{p_value})")]
     return _plain(numbers)
@@ -186,3 +207,8 @@ def _signed(thing: Any) -> str:
     if not isinstance(thing, (int, float)):
         return NOTHING
     return ("+" if thing > 0 else "−" if thing < 0 else "") + decimal(abs(thing), 3)
+
+
+def printed(value: Any) -> str:
+    """A printed number as it is printed: a float keeps its digits."""
+    return format(Decimal(repr(value)), "f") if isinstance(value, float) else number(value)

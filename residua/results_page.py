@@ -15,6 +15,7 @@ from residua.evidence import VERDICTS, Outcome
 from residua.papers import published
 from residua.recipe import Recipe
 from residua.reproduction_page import spread
+from residua.reproduction_words import printed
 from residua.selection import Shelf, select, shelf
 from residua.wording import NOTHING, decimal
 
@@ -70,7 +71,8 @@ def document(folder: Path, papers: Shelf | None = None) -> str:
     cards = keeping.kept_cards(folder)
     entries = best_known(cards, keeping.exact_outcomes(folder), papers)
     counts = Counter(entry["verdict"] for entry in entries.values())
-    parts = [BEGINNING, ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS) + f"; {len(cards)} runs are kept.\n"]
+    runs = {card["id"].rpartition("-s")[2] for card in cards}  # several arms can share one
+    parts = [BEGINNING, ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS) + f"; {len(runs)} runs are kept.\n"]
     for key, paper in papers.papers.items():
         own = [entries[f"{key}/{claim.id}"] for claim in paper.claims]
         parts.append(f"## {key}\n\n{published(key).citation}\n")
@@ -141,7 +143,7 @@ def _items(key: str, papers: Shelf, cards: list[dict[str, Any]]) -> list[str]:
                 if item.note:
                     parts.append(f"{item.note}\n")
                 parts.append(_table(["row", "measure", "paper", "measured", "trained"], [
-                    [row["label"], row["measure"], _number(row["published"]), spread(row), _form(row["arm"], papers, budget)]
+                    [row["label"], row["measure"], _printed(row["published"]), spread(row), _form(row["arm"], papers, budget)]
                     for row in measured
                 ]))  # fmt: skip
     return parts
@@ -155,6 +157,10 @@ def _run(card: Mapping[str, Any]) -> list[str]:
         f"`{card['id']}`", card["budget"], _number(values.get("test_error")), _number(values.get("train_error")),
         _number(seconds / 60 if seconds else None), card["broken_off"] or where,
     ]  # fmt: skip
+
+
+def _printed(value: Any) -> str:
+    return NOTHING if value is None else printed(value)
 
 
 def _number(value: Any) -> str:

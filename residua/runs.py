@@ -274,7 +274,8 @@ def write_atomically(path: Path, contents: str | bytes) -> None:
     """Writes a file so that it is seen whole or not at all."""
     aside = _aside(path)
     with aside.open("wb") as file:
-        file.write(contents.encode() if isinstance(contents, str) else contents)
+        # A name that is not UTF-8 stands in a text as code points that cannot be encoded; JSON reads their escapes as the same.
+        file.write(contents.encode(errors="backslashreplace") if isinstance(contents, str) else contents)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from residua import statistics
 from residua.errors import RequestError
+from residua.images import printable
 from residua.runs import write_atomically
 from residua.scoring import Scores
 
@@ -111,7 +112,7 @@ def summarize(found: Scores, classes: Sequence[str], names: Sequence[str]) -> di
     return {
         "num_samples": count,
         "num_unreadable": len(found.unreadable),
-        "unreadable": found.unreadable,
+        "unreadable": tuple((printable(name), reason) for name, reason in found.unreadable),
         "top1_error": 100 * top1 / count,
         "top1_interval": _interval(top1, count),
         "top5_error": None if top5 is None else 100 * top5 / count,
@@ -159,7 +160,7 @@ def _worst(found: Scores, predicted: Tensor, classes: Sequence[str], names: Sequ
     wrong = wrong[own[wrong].argsort(stable=True)[:NUM_WORST]]
     return tuple(
         Wrong(
-            names[int(found.places[row])],
+            printable(names[int(found.places[row])]),
             int(found.places[row]),
             classes[int(found.labels[row])],
             classes[int(predicted[row])],

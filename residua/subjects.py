@@ -1,6 +1,6 @@
 """What can be analysed, made from a run or from any module with images. Layer 3.
 
-The images of a run are those of one of its splits, as evaluation sees them, in an order drawn once from the run's seed: folders
+The images of a run are those of one of its splits, as evaluation sees them, in an order drawn once from a seed: folders
 list their classes one after the other, and an analysis that stops early must not see the first class only.
 """
 
@@ -39,18 +39,20 @@ def run_subject(
     split: str | None = None,
     device: torch.device | None = None,
     name: str | None = None,
+    order_seed: int | None = None,
 ) -> Subject:
     """The trained network of a run (its final weights) with the images of `split` (by default "test", else "val").
 
-    `data` is another source than the run's own; its classes are matched by name. Raises `RequestError` where there is no such
-    split, or where the classes differ.
+    `data` is another source than the run's own; its classes are matched by name. The order of the images is drawn from
+    `order_seed`, by default the run's own: networks that are compared are given one. Raises `RequestError` where there is no
+    such split, or where the classes differ.
     """
     opened = run if isinstance(run, Run) else run_directories.open_run(run)
     device = device or torch.device("cpu")
     chosen = open_split(opened, data, split, int(opened.normalization["std"].shape[0]), data_dir)
     samples = chosen.samples
     seed = opened.recipe.seed
-    order = keyed.permutation(len(samples), seed, "analysis")
+    order = keyed.permutation(len(samples), seed if order_seed is None else order_seed, "analysis")
     view, size = evaluation_view(opened.recipe), batch_size_for(side_of(opened.recipe))
     statistics = {key: values.to(device) for key, values in opened.normalization.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from residua import runs
 from residua.augment import normalized
 from residua.batches import Batch, CentralView
 from residua.dataset import FileSamples
-from residua.errors import RequestError, RunError
+from residua.errors import RequestError, RunError, RunWarning
 from residua.evaluation import Evaluation, evaluate, evaluation_view, watch
 from residua.images import decode
 from residua.models import create_model
@@ -191,6 +192,31 @@ def test_unreadable_rows_of_a_table_are_named_by_their_files_and_counted_in_thei
     result = measured(run, data=str(source / "table.csv"))
     assert result.num_unreadable == 1
     assert [name for name, _ in result.unreadable] == ["test/no.png"]
+
+
+def test_files_whose_names_are_not_utf8_are_measured_saved_and_shown(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "images")
+    for name in CLASSES:
+        (source / "test" / name / "0.png").rename(os.fsdecode(os.fsencode(source / "test" / name) + b"/H\xfcn.png"))
+    (source / "test" / "ant" / "1.png").rename(os.fsdecode(os.fsencode(source / "test" / "ant") + b"/\xe9.png"))
+    Path(os.fsdecode(os.fsencode(source / "test" / "ant") + b"/\xe9.png")).write_bytes(NOT_AN_IMAGE)
+    run = make_run(tmp_path / "run", source)
+    result = evaluate(run, device="cpu")
+    assert result.saved is not None
+    saved = json.loads(Path(result.saved).read_text(encoding="utf-8"))
+    assert any(item["name"].endswith("H\\xfcn.png") for item in saved["worst"])
+    assert [Path(item["name"]).name for item in saved["unreadable"]] == ["\\xe9.png"]
+
+
+def test_what_an_unfinished_run_gives_is_not_kept_for_the_finished_one(tmp_path: Path, folder: Path) -> None:
+    run = make_run(tmp_path / "run", folder)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(json.dumps(manifest | {"total_steps": 2}))
+    with pytest.warns(RunWarning, match="is not finished"):
+        result = evaluate(run.path, device="cpu")
+    assert result.saved is None
+    assert "Not saved: the run is not finished." in result.note
+    assert not (run.path / "evaluations").exists()
 
 
 def test_data_without_one_readable_image_is_refused(tmp_path: Path, run: Run) -> None:

@@ -273,6 +273,14 @@ def test_each_run_is_kept_as_it_is_over(tmp_path: Path) -> None:
     assert len(list((tmp_path / "kept").glob("small/*.json"))) == 1
 
 
+def test_a_test_error_stands_on_the_images_of_its_own_arm() -> None:
+    records = [Record(name, 0, {"test_error": 10.0}) for name in ("few", "many", "computed")]
+    known = Known("small", records, {"few": 359, "many": 10_000, "computed": 0})
+    for arms, count in ((["few"], 359), (["many"], 10_000), (["few", "many"], 359), (["many", "computed"], 10_000)):
+        assert known.evidence(arms).num_test == count
+    assert known.evidence(["computed"]).num_test == 0
+
+
 def test_addresses_follow_what_decides_a_result(tmp_path: Path) -> None:
     one = arm("one")
     same = replace(one, name="same", recipe=replaced(one.recipe, {"name": "another", "checkpoints.seconds": 5}))

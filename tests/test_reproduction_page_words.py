@@ -116,7 +116,7 @@ def test_a_rule_of_several_is_listed_part_by_part() -> None:
 def test_numbers_of_evidence_are_said_whatever_their_form() -> None:
     compared = {"left": [8.0, 9.0], "right": [12.5], "estimate": 4.0, "low": -1.0, "high": 9.0, "p": 0.03}
     assert facts(compared) == [
-        ("values", "8, 9 against 12.50"), ("difference", "+4.00 (95 % bounds −1.00 and +9.00, p = 0.030)"),
+        ("values", "8, 9 against 12.50"), ("difference", "+4.00 (95 % one-sided bounds −1.00 and +9.00, p = 0.030)"),
     ]  # fmt: skip
     nested = {"measure": "test_error", "parts_of": {"a": [1, [2, 3]], "b": None}, "rows": [{"depth": 20, "ok": True}], "e": 1e-16}
     assert facts(nested) == [
@@ -126,9 +126,15 @@ def test_numbers_of_evidence_are_said_whatever_their_form() -> None:
     assert facts({"many": list(range(30))})[0][1].endswith("and 14 more")
 
 
+def test_one_seed_without_a_bound_is_said_and_not_drawn_as_an_interval() -> None:
+    numbers = {"left": [8.0, 9.0], "right": [12.5], "estimate": 4.0, "low": 4.0, "high": 4.0, "p": None}
+    assert facts(numbers)[1] == ("difference", "+4.00 (one seed on a side: its spread is not known)")
+    assert interval(numbers) == ""
+
+
 @pytest.mark.parametrize(("low", "estimate", "high"), [(1.0, 2.0, 3.0), (-4.0, -1.0, 2.0), (0.0, 0.0, 0.0)])
 def test_an_interval_is_drawn_to_scale_round_zero(low: float, estimate: float, high: float) -> None:
-    drawn = interval({"left": [1.0], "right": [2.0], "low": low, "estimate": estimate, "high": high, "p": None})
+    drawn = interval({"left": [1.0, 1.5], "right": [2.0, 2.5], "low": low, "estimate": estimate, "high": high, "p": None})
     zero, (left, right) = float(attribute(drawn, "zero", "x1")), (float(attribute(drawn, "reach", x)) for x in ("x1", "x2"))
     mean = float(attribute(drawn, "mean", "cx"))
     assert 0 <= left <= mean <= right <= 220

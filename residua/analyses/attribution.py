@@ -146,11 +146,13 @@ def _draw(results: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
                 if item is None:
                     continue
                 left, right = row[1 + 2 * network], row[2 + 2 * network]
-                if item["grad_cam"] is not None:
-                    left.imshow(picture.mean(2), cmap="gray", interpolation="nearest")
+                if item["grad_cam"] is not None:  # on the image that it is of: networks may see others, or see it otherwise
+                    left.imshow(_pixels(item["picture"]).mean(2), cmap="gray", interpolation="nearest")
                     left.imshow(_pixels(item["grad_cam"]), cmap="inferno", alpha=0.6, interpolation="nearest")
                 right.imshow(_pixels(item["integrated_gradients"]), cmap=_SIGNED, vmin=0, vmax=255, interpolation="nearest")
                 text = f"{shortened(item['predicted'], 14)} {percent(100 * item['probability'], 0)}"
+                if item["label"] != first["images"][number]["label"]:
+                    text += f" (is {shortened(item['label'], 14)})"
                 left.set_title(text, fontsize=8, loc="left")
         drawn = svg(figure, "attribution-maps", "Images with Grad-CAM and integrated gradients")
     listed = ", then of ".join(results)
