@@ -38,9 +38,9 @@ class Data:
     """`source`: a name, a folder or a CSV file. `image_size`: side of the network's input in pixels (None: from the data).
     `normalize`: subtract the mean and divide by the standard deviation per channel, or subtract the per-pixel mean only,
     or neither (pixels are always divided by 255).
-    `holdout`: training samples set aside as "val" (the 45k/5k split is 5000). `balance`: nothing, class weights in the loss
-    (N / (K n_c)), or a sampler that draws all classes equally often. `in_memory`: None decides by size. `max_bad`: the
-    share of unreadable files above which a run refuses to start."""
+    `holdout`: training samples set aside as "val", where the data has none (the 45k/5k split is 5000). `balance`: nothing, class
+    weights in the loss (N / (K n_c)), or a sampler that draws all classes equally often. `in_memory`: None decides by size.
+    `max_bad`: the share of unreadable files above which a run refuses to start."""
 
     source: str = "digits"
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
