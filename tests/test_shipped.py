@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -116,3 +118,27 @@ def test_only_what_is_finished_is_shipped_and_over_nothing(package: Path, traine
     with pytest.raises(RequestError, match="is not finished"):
         runs.ship(NAME, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_networks_that_come_along_are_small_whole_and_of_no_machine(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), (90, 120, 200)).save(tmp_path / "picture.png")
+    assert "resnet20.cifar10" in runs.shipped()
+    for name in runs.shipped():
+        files = [path for path in (runs.SHIPPED / name).rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) < 2**21
+        texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in (".json", ".jsonl")]
+        assert not any(re.search(r'"/|/(home|root|tmp|work)/', text) for text in texts)
+        run = residua.open_run(name)
+        assert run.finished()
+        (found,) = residua.predict(name, tmp_path / "picture.png", device="cpu")
+        assert found.label in run.classes
+
+
+def test_resnet20_has_the_error_on_cifar10_that_its_manifest_says() -> None:
+    folder = Path(os.environ.get("RESIDUA_DATA", ""))
+    if not (folder / "cifar-10-batches-py").is_dir():
+        pytest.skip("RESIDUA_DATA names no folder with cifar-10-batches-py")
+    run = residua.open_run("resnet20.cifar10")
+    assert residua.evaluate(run, data_dir=folder, device="cpu", save=False).top1_error == pytest.approx(
+        run.metrics("test")[-1]["values"]["top1_error"], abs=0.1
+    )
