@@ -158,6 +158,27 @@ def test_a_plan_that_raises_is_reported_as_failed_and_not_chosen(network: Networ
     assert math.isinf(found[1].seconds_per_step)
 
 
+@pytest.mark.parametrize(
+    ("losses", "theirs", "agree"),
+    [
+        ((2.31, 2.25), (2.30, 2.20), True),
+        ((2.31, 1.90), (2.30, 2.20), False),
+        ((2.31, 6.94), (2.30, 10.87), True),
+        ((2.31, 2.30), (2.30, 10.87), False),
+        ((2.31, 25.0), (2.30, 10.87), False),
+        ((2.60, 10.87), (2.30, 10.87), False),
+        ((2.31, math.nan), (2.30, 10.87), False),
+        ((2.31, 6.94, 2.30), (2.30, 10.87, 2.40), True),
+        ((), (2.30,), False),
+    ],
+)
+def test_losses_agree_closely_until_the_updates_throw_them_up(
+    losses: tuple[float, ...], theirs: tuple[float, ...], agree: bool
+) -> None:
+    """The third is what a ResNet-56 in bf16 and in fp32 comes to in its first updates at a rate of 0.1."""
+    assert agrees(Trial("bf16", 1.0, 1.0, losses, "measured"), Trial("fp32", 1.0, 1.0, theirs, "measured")) == agree
+
+
 def test_a_loss_that_is_not_finite_never_agrees(network: Network) -> None:
     lost = {
         "fp32-channels-last": slow(0.0, loss=math.nan),
