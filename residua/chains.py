@@ -65,7 +65,7 @@ def chain_of(model: nn.Module, sample: Tensor) -> Chain | None:
         return None
     chain = Chain(tuple(module for _, module in found), tuple(path for path, _ in found))
     with torch.inference_mode():
-        x = sample
+        x = sample.clone()
         for step in chain.steps:
             x = step(x)
             if not isinstance(x, Tensor):

@@ -26,6 +26,7 @@ from residua.errors import RunError
 from residua.evidence import BUDGETS, Record
 from residua.matrix import Run, Task, addressed, read_json
 from residua.recipe import Recipe
+from residua.resolve import IMPLIED
 from residua.runs import write_atomically
 from residua.selection import Shelf
 
@@ -34,7 +35,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-IMPLIED = ("num_classes", "in_channels", "image_size", "stem")  # options that the data decide (`residua.resolve`)
 KEPT = {"result": "measurements", "left_out": "left_out"}  # what the file of a measurement says, and where a card has it
 
 

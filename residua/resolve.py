@@ -21,7 +21,17 @@ from residua.published import Published
 from residua.recipe import Recipe, replaced
 from residua.views import CentralView
 
-__all__ = ["check_size", "class_weights", "held_out", "implied_options", "make_order", "normalization", "resolve", "side_of"]
+__all__ = [
+    "IMPLIED",
+    "check_size",
+    "class_weights",
+    "held_out",
+    "implied_options",
+    "make_order",
+    "normalization",
+    "resolve",
+    "side_of",
+]
 
 SMALL = 96  # uniform images up to this side are trained at their own size, with the stem for small images
 DEFAULT_EPOCHS, DEFAULT_STEPS = 24, 400
@@ -102,6 +112,10 @@ def _model(recipe: Recipe, dataset: Dataset, side: int, notes: list[str]) -> dic
         _fits(name, entry, side, _smallest_scale(recipe))
     models.check_options(name, entry, options)
     return {"model.name": name, "model.options": options}
+
+
+IMPLIED = ("num_classes", "in_channels", "image_size", "stem")
+"""The options of networks that the data decide where the user does not."""
 
 
 def implied_options(name: str, channels: int, side: int, num_classes: int) -> dict[str, Any]:

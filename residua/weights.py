@@ -28,6 +28,7 @@ from residua.errors import RequestError, nearest, unknown
 from residua.models import CATALOG, create_model
 from residua.naming import Naming
 from residua.published import Published
+from residua.resolve import IMPLIED
 from residua.unit import walk
 from residua.version import __version__
 from residua.weight_files import Source
@@ -36,7 +37,6 @@ __all__ = ["Loaded", "check", "load", "save"]
 
 SHOWN = 6  # differing tensors that an error lists
 CLASSIFIER = re.compile(r"(?:head|auxiliaries\.\d+\.head)\.classifier\.(?:weight|bias)")
-DECIDED = ("in_channels", "image_size", "stem")  # options that the data decide where the user does not
 COUNTER = "num_batches_tracked"  # old files lack it, and with a fixed momentum nothing depends on it
 
 
@@ -114,7 +114,7 @@ def _decided_by_data(source: str, name: str) -> dict[str, Any]:
     if not runs.is_run(path):
         return {}
     model = runs.open_run(path).recipe.model
-    return {option: model.options[option] for option in DECIDED if model.name == name and option in model.options}
+    return {option: model.options[option] for option in IMPLIED if model.name == name and option in model.options}
 
 
 def save(model: nn.Module, file: str | Path, layout: str = "residua") -> Path:
