@@ -17,7 +17,7 @@ from residua.cost import num_parameters
 from residua.dataset import Dataset
 from residua.errors import RequestError
 from residua.network import Network
-from residua.plan import Length, Plan, Trial
+from residua.plan import Length, MakeStep, Plan, Trial
 from residua.recipe import Recipe, replaced
 from residua.resolve import class_weights, make_order, side_of
 from residua.step import NonFiniteLoss, Step
@@ -37,32 +37,35 @@ def trial_factory(
     share: Share,
     *,
     head_only: bool = False,
-) -> Callable[[Plan], Callable[[int], float]]:
+) -> MakeStep:
     """Makes, for a plan, a function that trains a copy of the network, or its head only, on the run's first batches, at the full
     size of the images."""
     recipe = replaced(recipe, {"optim.head_first": float(head_only), "augment.scales": ()})
     order = make_order(dataset, recipe)
     steps = 100_000  # so that a warm-up is seen at its start: plans are compared where losses are smooth
 
-    def make_step(candidate: Plan) -> Callable[[int], float]:
-        twin = Step(
-            copy.deepcopy(network), recipe, candidate, stats, steps, device=device, class_weights=class_weights(dataset, recipe)
-        )
+    def make_step(candidate: Plan, rounded: bool) -> Callable[[int], float]:
+        twin = copy.deepcopy(network)
+        if rounded:
+            with torch.no_grad():
+                for parameter in twin.parameters():
+                    parameter.copy_(parameter.bfloat16())
+        train = Step(twin, recipe, candidate, stats, steps, device=device, class_weights=class_weights(dataset, recipe))
         batches = train_batches(
             dataset.splits["train"], order, recipe.augment, side_of(recipe), 0, steps, Share(0, share.world), workers
         )
 
         def step(_: int) -> float:
             try:
-                return twin(next(batches)).loss
+                return train(next(batches)).loss
             except NonFiniteLoss as error:  # the run itself will stop there and say more
                 return error.value
 
         return step
 
-    def isolated(candidate: Plan) -> Callable[[int], float]:
+    def isolated(candidate: Plan, *, rounded: bool = False) -> Callable[[int], float]:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
-            inner = make_step(candidate)
+            inner = make_step(candidate, rounded)
 
         def step(number: int) -> float:
             with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if device.type == "cuda" else []):
@@ -76,7 +79,7 @@ def trial_factory(
 def chosen_plan(
     recipe: Recipe,
     network: Network,
-    trial: Callable[[Plan], Callable[[int], float]],
+    trial: MakeStep,
     order: Order,
     device: torch.device,
     threads: int,

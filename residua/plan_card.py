@@ -98,7 +98,7 @@ def _card(recipe: Recipe, dataset: Dataset, device: torch.device, threads: int) 
         reason = _reason(candidate, network, device)
         if reason is None:
             found = plan.measure(candidate, trial, 8, _LIMIT)
-            trials.append(plan.judged(found, trials[0] if trials else found))
+            trials.append(plan.judged(found, trials[0] if trials else found, trial))
         else:
             left_out[candidate.name] = reason
     recompute = (network.recompute_every, network.recompute_stages)
@@ -146,7 +146,7 @@ def _reason(candidate: Plan, network: Any, device: torch.device) -> str | None:
 
 
 def _chosen(trials: list[Trial], network: Any, device: torch.device, updates: int) -> Plan:
-    def unknown(_: Plan) -> Any:
+    def unknown(*_: Any, **__: Any) -> Any:
         raise RuntimeError("every plan that applies was tried")
 
     return plan.choose(unknown, network, device, Length(steps=updates), known=trials)[0]

@@ -18,7 +18,7 @@ from residua.dataset import Dataset
 from residua.errors import RequestError
 from residua.models import create_model
 from residua.network import Network
-from residua.plan import PLANS, Length, Plan, Trial, agrees, choose, compiled, measure
+from residua.plan import PLANS, Length, MakeStep, Plan, Trial, agrees, choose, compiled, measure
 from residua.recipe import Recipe, replaced
 from residua.resolve import normalization, resolve
 from residua.unit import Unit
@@ -47,7 +47,7 @@ def network(recipe: Recipe) -> Network:
     return create_model(recipe.model.name, **recipe.model.options)
 
 
-def trials(network: Network, recipe: Recipe, digits: Dataset) -> Callable[[Plan], Callable[[int], float]]:
+def trials(network: Network, recipe: Recipe, digits: Dataset) -> MakeStep:
     stats = normalization(digits.splits["train"], recipe, 1)
     return forecast.trial_factory(network, recipe, digits, stats, CPU, 0, Share())
 
@@ -77,10 +77,11 @@ def test_trying_plans_leaves_weights_buffers_and_generators_untouched(network: N
     assert not any(module._forward_hooks for module in network.modules())
 
 
-def steps_of(outcomes: dict[str, Callable[[int], float]], prepared: list[str]) -> Callable[[Plan], Callable[[int], float]]:
-    def make_step(candidate: Plan) -> Callable[[int], float]:
-        prepared.append(candidate.name)
-        return outcomes[candidate.name]
+def steps_of(outcomes: dict[str, Callable[[int], float]], prepared: list[str]) -> MakeStep:
+    def make_step(candidate: Plan, *, rounded: bool = False) -> Callable[[int], float]:
+        name = candidate.name + ", rounded" * rounded
+        prepared.append(name)
+        return outcomes[name]
 
     return make_step
 
@@ -104,7 +105,13 @@ def raising(at: int) -> Callable[[int], float]:
 
 def test_the_fastest_plan_whose_losses_agree_is_chosen(network: Network) -> None:
     asked: list[str] = []
-    outcomes = {"fp32": slow(0.03), "bf16": slow(0.0, loss=1.2), "fp32-channels-last": slow(0.01), "fp32-fused": slow(0.02)}
+    outcomes = {
+        "fp32": slow(0.03),
+        "bf16": slow(0.0, loss=1.2),
+        "fp32, rounded": slow(0.0, loss=1.001),
+        "fp32-channels-last": slow(0.01),
+        "fp32-fused": slow(0.02),
+    }
     chosen, found, note = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=3)
     assert (chosen.name, note, asked) == ("fp32-channels-last", "", list(outcomes))
     rejected = "rejected: its losses differ from those in fp32"
@@ -139,9 +146,9 @@ def test_a_plan_is_judged_by_the_losses_of_this_run_and_not_by_remembered_ones(
     """The run that is remembered had losses of 3, 1.5, ... (another seed or rate), this one has 1, 0.5, ..."""
     asked: list[str] = []
     known = [Trial("fp32", 0.05, 0.1, (3.0, 1.5, 1.0), "measured"), Trial("bf16", 0.03, 0.1, (3.0, 1.5, 1.0), "measured")]
-    outcomes = {"fp32": slow(0.04), "bf16-fused": slow(0.01, loss)}
+    outcomes = {"fp32": slow(0.04), "fp32, rounded": slow(0.04), "bf16-fused": slow(0.01, loss)}
     chosen, found, _ = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=2, known=known)
-    assert asked == ["fp32", "bf16-fused"]
+    assert asked == ["fp32", "bf16-fused", *["fp32, rounded"] * (loss != 1.0)]
     assert [(trial.name, trial.outcome) for trial in found] == [
         ("fp32", "measured"), ("bf16", "measured"), ("bf16-fused", outcome),
     ]  # fmt: skip
@@ -159,24 +166,40 @@ def test_a_plan_that_raises_is_reported_as_failed_and_not_chosen(network: Networ
 
 
 @pytest.mark.parametrize(
-    ("losses", "theirs", "agree"),
+    ("losses", "theirs", "rounded", "agree"),
     [
-        ((2.31, 2.25), (2.30, 2.20), True),
-        ((2.31, 1.90), (2.30, 2.20), False),
-        ((2.31, 6.94), (2.30, 10.87), True),
-        ((2.31, 2.30), (2.30, 10.87), False),
-        ((2.31, 25.0), (2.30, 10.87), False),
-        ((2.60, 10.87), (2.30, 10.87), False),
-        ((2.31, math.nan), (2.30, 10.87), False),
-        ((2.31, 6.94, 2.30), (2.30, 10.87, 2.40), True),
-        ((), (2.30,), False),
+        ((2.31, 2.25), (2.30, 2.20), None, True),
+        ((2.31, 2.05), (2.30, 2.20), None, False),
+        ((2.31, 2.05), (2.30, 2.20), (2.30, 2.209), False),
+        ((6.43, 6.70, 13.5, 14.6, 14.0), (6.42, 6.74, 13.3, 15.1, 12.8), (6.43, 6.76, 13.4, 15.2, 13.3), True),
+        ((2.50, 2.57, 2.49, 2.41, 2.40), (2.51, 2.70, 2.66, 2.49, 2.47), (2.51, 2.51, 2.54, 2.34, 2.42), True),
+        ((2.31, 2.30), (2.30, 10.87), (2.30, 8.0), False),
+        ((2.31, 25.0), (2.30, 10.87), (2.30, 8.0), False),
+        ((2.60, 10.87), (2.30, 10.87), (2.30, 8.0), False),
+        ((2.31, math.nan), (2.30, 10.87), (2.30, 8.0), False),
+        ((2.31, 6.94, 2.30), (2.30, 10.87, 2.80), (2.30, math.nan, 2.80), True),
+        ((), (2.30,), None, False),
     ],
 )
-def test_losses_agree_closely_until_the_updates_throw_them_up(
-    losses: tuple[float, ...], theirs: tuple[float, ...], agree: bool
+def test_losses_agree_closely_until_rounding_decides_them(
+    losses: tuple[float, ...], theirs: tuple[float, ...], rounded: tuple[float, ...] | None, agree: bool
 ) -> None:
-    """The third is what a ResNet-56 in bf16 and in fp32 comes to in its first updates at a rate of 0.1."""
-    assert agrees(Trial("bf16", 1.0, 1.0, losses, "measured"), Trial("fp32", 1.0, 1.0, theirs, "measured")) == agree
+    """The fourth is what a ResNet-56 in bf16 and in fp32 comes to in its first updates at a rate of 0.1, the fifth one of 110
+    layers with dropout on its shortcuts: in fp32 its losses do not agree to 5 % with those in another memory format either."""
+    trial, reference = Trial("bf16", 1.0, 1.0, losses, "measured"), Trial("fp32", 1.0, 1.0, theirs, "measured")
+    assert agrees(trial, reference, rounded and Trial("fp32", 1.0, 1.0, rounded, "measured")) == agree
+
+
+def test_the_reference_is_begun_from_rounded_weights_of_a_copy(network: Network, recipe: Recipe, digits: Dataset) -> None:
+    before = copy.deepcopy(network.state_dict())
+    make_step = trials(network, recipe, digits)
+    plain, rounded = (make_step(PLANS["fp32"], rounded=which)(0) for which in (False, True))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(parameter.bfloat16())
+    assert rounded == trials(network, recipe, digits)(PLANS["fp32"])(0) != plain
+    assert rounded == pytest.approx(plain, rel=plan.SENSITIVE)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_loss_that_is_not_finite_never_agrees(network: Network) -> None:
@@ -185,7 +208,7 @@ def test_a_loss_that_is_not_finite_never_agrees(network: Network) -> None:
         "bf16": slow(0.0, loss=math.inf),
         "fp32-fused": slow(0.0, loss=math.nan),
     }
-    outcomes = {"fp32": slow(0.02), **lost}
+    outcomes = {"fp32": slow(0.02), "fp32, rounded": slow(0.02), **lost}
     chosen, _, _ = choose(steps_of(outcomes, []), network, CPU, Length(steps=100), steps=2)
     assert chosen.name == "fp32"
 
