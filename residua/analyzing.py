@@ -44,10 +44,12 @@ class Watcher(Protocol):
 @dataclass(frozen=True)
 class Analyses:
     """What came out. `subjects` are facts of the networks, `entries` one analysis each ("name", "title", "about", "reading",
-    "results" by the network's name, "left_out" with reasons, "seconds"); `page` is the HTML file, None where none is written."""
+    "results" by the network's name, "left_out" with reasons, "seconds"); `asked` those of "data", "data_dir", "split", "device" and
+    "out" that were given; `page` is the HTML file, None where none is written."""
 
     subjects: tuple[dict[str, Any], ...]
     entries: tuple[dict[str, Any], ...]
+    asked: dict[str, str]
     seconds: float
     page: Path | None = None
 
@@ -58,8 +60,8 @@ class Analyses:
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return {
-            "version": __version__, "subjects": list(self.subjects), "analyses": list(self.entries), "seconds": self.seconds,
-            "page": None if self.page is None else str(self.page),
+            "version": __version__, "subjects": list(self.subjects), "asked": self.asked, "analyses": list(self.entries),
+            "seconds": self.seconds, "page": None if self.page is None else str(self.page),
         }  # fmt: skip
 
 
@@ -106,6 +108,8 @@ def analyze(
         raise RequestError("There is nothing to analyse: name at least one run directory.")
     if out is not None:
         run_directories.check_writable(Path(out))
+    options = {"data": data, "data_dir": data_dir, "split": split, "device": device, "out": out}
+    asked = {name: str(value) for name, value in options.items() if value is not None}
     plan.set_allocator(False)
     with torch.random.fork_rng(devices=[]):
         seed = _order_seed(several)
@@ -120,7 +124,7 @@ def analyze(
             _measured(work, entries, start + 60 * minutes, watcher)
         finally:
             finished = tuple(_read(entry) for entry in entries.values() if entry["results"] or entry["left_out"])
-            result = Analyses(facts, finished, round(time.perf_counter() - start, 2))
+            result = Analyses(facts, finished, asked, round(time.perf_counter() - start, 2))
             if folder is not None and finished:
                 result = _written(result, folder)
     if not any(entry["results"] for entry in finished):
@@ -270,8 +274,8 @@ def _written(result: Analyses, folder: Path) -> Analyses:
     path = folder / "analysis.json"
     entries = {entry["name"]: entry for entry in (*_earlier(path, result.subjects), *result.entries)}
     names = [name for name in CATALOG.names() if name in entries]
-    kept = Analyses(result.subjects, tuple(entries[name] for name in names), result.seconds, folder / "analysis.html")
-    document = kept.to_dict()
+    result = replace(result, page=folder / "analysis.html")
+    document = replace(result, entries=tuple(entries[name] for name in names)).to_dict()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
@@ -279,7 +283,7 @@ def _written(result: Analyses, folder: Path) -> Analyses:
         run_directories.write_atomically(folder / "analysis.html", report_analysis.page(document))
     except OSError as error:
         raise RunError(f"The analysis cannot be written to {folder}: {error.strerror or error}.") from error
-    return Analyses(result.subjects, result.entries, result.seconds, folder / "analysis.html")
+    return result
 
 
 def _earlier(path: Path, subjects: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -64,7 +64,10 @@ def _row(subject: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _command(document: Mapping[str, Any]) -> list[str]:
     runs = [subject["run"] for subject in document["subjects"]]
-    return ["residua", "analyze", *map(shlex.quote, runs)] if all(runs) else []
+    if not all(runs):
+        return []
+    options = [word for name, given in document["asked"].items() for word in (f"--{name.replace('_', '-')}", given)]
+    return ["residua", "analyze", *map(shlex.quote, (*runs, *options))]
 
 
 def _section(analysis: Analysis, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -298,6 +301,20 @@ def test_the_command_writes_one_document_and_a_page(source: Path, tmp_path: Path
     assert "http" not in text.replace("http-equiv", "")
     said = command(run.path, *only("responses"), "--minutes", "0.2")
     assert "Responses of the layers" in said.stdout
+
+
+def test_the_page_repeats_the_options_that_decided_what_was_measured(source: Path, tmp_path: Path) -> None:
+    run, out = make_run(tmp_path / "run", source), tmp_path / "a page"
+    options = ["--data", str(source), "--split", "train", "--out", str(out)]
+    result = command(run.path, *only("responses"), *options, "--minutes", "0.1", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert_as_documented("analyze", document)
+    assert document["asked"] == {"data": str(source), "split": "train", "out": str(out)}
+    line = re.search(r'<p class="command">(.*?)</p>', (out / "analysis.html").read_text(encoding="utf-8"))
+    assert line is not None
+    words = shlex.split(html.unescape(re.sub(r"<.*?>", "", line[1])))
+    assert words == ["residua", "analyze", str(run.path), *options]
 
 
 def test_another_analysis_of_the_same_network_joins_the_page_and_of_another_checkpoint_replaces_it(
