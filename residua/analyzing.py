@@ -44,8 +44,8 @@ class Watcher(Protocol):
 @dataclass(frozen=True)
 class Analyses:
     """What came out. `subjects` are facts of the networks, `entries` one analysis each ("name", "title", "about", "reading",
-    "results" by the network's name, "left_out" with reasons, "seconds"); `asked` those of "data", "data_dir", "split", "device" and
-    "out" that were given; `page` is the HTML file, None where none is written."""
+    "results" by the network's name, "left_out" with reasons, "seconds"); `asked` has those of "data", "data_dir", "split",
+    "device", "out" that were given; `page` is the HTML file, None where none is written."""
 
     subjects: tuple[dict[str, Any], ...]
     entries: tuple[dict[str, Any], ...]
