@@ -5,7 +5,8 @@
 
 `results/NAME.json` is what a script wrote with `--json` (the form is in form.py). `results/PART.md` are the notes, by hand:
 what was measured, what bounds it, what was tried and did not help. A line `[[NAME]]` in them becomes the table of that
-result, with its ceiling, date, machine, versions and command, none of which is typed by hand. `ORDER` has the parts of the page.
+result, with its ceiling, date, machine, versions and command, none of which is typed by hand. In a line
+`{{NAME: column=value, ...: column}}` becomes one number of it. `ORDER` has the parts of the page.
 """
 
 from __future__ import annotations
@@ -20,14 +21,25 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
-ORDER = ("introduction", "training", "accuracy", "data", "inference", "memory", "tried")
+ORDER = ("introduction", "targets", "training", "accuracy", "data", "inference", "memory", "tried")
 PLACE = re.compile(r"^\[\[([\w-]+)\]\]$", re.MULTILINE)
+CELL = re.compile(r"\{\{([\w-]+): ([^:{}]+): ([^:{}]+)\}\}")
 
 
 def page() -> str:
     """The whole page."""
     parts = [(RESULTS / f"{part}.md").read_text(encoding="utf-8").strip() for part in ORDER]
-    return PLACE.sub(lambda place: shown(load(place[1])), "\n\n".join(parts)) + "\n"
+    text = CELL.sub(lambda found: cell(load(found[1]), found[2], found[3]), "\n\n".join(parts))
+    return PLACE.sub(lambda place: shown(load(place[1])), text) + "\n"
+
+
+def cell(form: Mapping[str, Any], where: str, column: str) -> str:
+    """One number: of the row in which each `column=value` of `where` holds. Raises `KeyError` unless there is exactly one."""
+    wanted = [pair.split("=", 1) for pair in re.split(r", (?=\w+=)", where)]
+    rows = [row for row in form["rows"] if all(str(row.get(name)) == value for name, value in wanted)]
+    if len(rows) != 1 or column not in rows[0]:
+        raise KeyError(f"{form['name']}: {len(rows)} rows where {where}, and {column!r} of it is asked for")
+    return number(rows[0][column])
 
 
 def load(name: str) -> dict[str, Any]:

@@ -3,9 +3,11 @@
     python benchmarks/record.py --peer airbench94_muon.py --data-dir DIR [--epochs 1] [--seeds 0,1] [--ways ...] [--json FILE]
 
 `--peer` is the file as published (github.com/KellerJordan/cifar10-airbench). It is read, moved to the processor (bfloat16 for
-half precision, a clock for CUDA's events) and run as it is otherwise; in the way "with our allocator" it has our setting of the
-allocator, too. Full length is both training and the accuracy with its views of the test images; with `--epochs` both train a
-part of their run at full size, which says how long an epoch takes and nothing about accuracy. Each turn is a process of its own.
+half precision, a clock for CUDA's events) and run as it is otherwise, but that the network is not compiled (the way "compiled
+with our allocator" compiles it as published) and that its rehearsal, a whole training there, is of one batch: no compiling falls
+into its time. In the ways "with our allocator" it has our setting of the allocator, too. Full length is both
+training and the accuracy with its views of the test images; with `--epochs` both train a part of their run at full size, which
+says how long an epoch takes and nothing about accuracy. Each turn is a process of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from typing import Any
 import form
 
 RUN = 'if __name__ == "__main__":'
-PEER, ALLOCATED, OURS = WAYS = ("airbench94_muon", "airbench94_muon with our allocator", "ours")
+PEER, ALLOCATED, OURS = USUAL = ("airbench94_muon", "airbench94_muon with our allocator", "ours")
+COMPILED = "airbench94_muon compiled with our allocator"
+WAYS = (*USUAL, COMPILED)
 
 
 def moved(text: str, epochs: int | None) -> str:
@@ -58,14 +62,34 @@ class Clock:
         return 1e3 * (other.at - self.at)
 
 
-def peer(arguments: argparse.Namespace, seed: int, allocator: bool) -> dict[str, float]:
+def rehearse(space: dict[str, Any], model: Any) -> None:
+    """Has everything compiled that the program compiles at its first use."""
+    import torch
+    from torch.nn import functional as F
+
+    for weight in model.parameters():
+        if weight.ndim == 4 and weight.requires_grad:
+            space["zeropower_via_newtonschulz5"](torch.randn_like(weight).reshape(len(weight), -1))
+    for training, images in ((True, 2000), (False, 2000)):
+        model.train(training)
+        with torch.set_grad_enabled(training):
+            batch = torch.randn(images, 3, 32, 32, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+            for frozen in (True, False) if training else ():
+                labels = torch.zeros(images, dtype=torch.int64)
+                F.cross_entropy(model(batch, whiten_bias_grad=frozen), labels, reduction="sum").backward()
+            if not training:
+                model(batch)
+    model.zero_grad(set_to_none=True)
+
+
+def peer(arguments: argparse.Namespace, seed: int, way: str) -> dict[str, float]:
     import os
 
     import torch
 
     from residua.data import open_data
 
-    if allocator:
+    if way != PEER:
         from residua import plan
 
         plan.set_allocator(sparing=False)
@@ -82,6 +106,9 @@ def peer(arguments: argparse.Namespace, seed: int, allocator: bool) -> dict[str,
         exec(compile(source, arguments.peer, "exec"), space)
         torch.manual_seed(seed)
         model = space["CifarNet"]().to(memory_format=torch.channels_last)
+        if way == COMPILED:
+            model.compile(mode="max-autotune")
+        rehearse(space, model)
         accuracy, seconds = space["main"](0, model)
     return {"seconds": seconds, "accuracy": 100 * accuracy}
 
@@ -108,13 +135,13 @@ def main() -> None:
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--seeds", default="0", help="with commas between")
-    parser.add_argument("--ways", default=",".join(WAYS), help="with commas between")
+    parser.add_argument("--ways", default=",".join(USUAL), help=f"with commas between, of {', '.join(WAYS)}")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--turn", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.turn:
         way, seed = arguments.turn[0], int(arguments.turn[1])
-        print(json.dumps(ours(arguments, seed) if way == OURS else peer(arguments, seed, allocator=way == ALLOCATED)))
+        print(json.dumps(ours(arguments, seed) if way == OURS else peer(arguments, seed, way)))
         return
     turns: dict[str, list[dict[str, float]]] = {way: [] for way in arguments.ways.split(",")}
     if unknown := turns.keys() - set(WAYS):

@@ -143,14 +143,18 @@ def longest_stage(network: Network) -> int:
     return max((len(stage) for stage in network.stages if isinstance(stage, nn.Sequential)), default=0)
 
 
-def spare_memory(network: Network, recipe: Recipe, share: Share, device: torch.device, *, free: int | None = None) -> str | None:
+def spare_memory(
+    network: Network, recipe: Recipe, share: Share, device: torch.device, *, free: int | None = None, chosen: Plan | None = None
+) -> str | None:
     """Has the network compute activations anew in the backward pass where keeping them would not fit into the memory at hand:
     in as few stages as will do, from the first, whose maps are the largest and cost no more to compute. `free`: bytes, by default
-    those that are free now. Returns what was done in a sentence, or None if nothing was needed or the recipe has decided.
+    those that are free now; `chosen`: the plan, by default the recipe's, or fp32 where it is to be found. Returns what was done
+    in a sentence, or None if nothing was needed or the recipe has decided.
     """
     if network.recompute_every or longest_stage(network) < 2 or recipe.plan == "exact":
         return None
-    chosen = plan.named(recipe.plan) if recipe.plan != "auto" else plan.PLANS["fp32"]  # with which all others are compared
+    if chosen is None:
+        chosen = plan.named(recipe.plan) if recipe.plan != "auto" else plan.PLANS["fp32"]  # with which all others are compared
     free = free_memory(device) if free is None else free
     wanted = needs(network, recipe, chosen, share, device, 0.0)["memory_mib"] * 2**20
     if wanted <= SPARE * free:

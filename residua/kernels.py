@@ -64,6 +64,13 @@ def obstacle() -> str | None:
     return None
 
 
+def compiler() -> str:
+    """The compiler that makes the loops on this machine, as it names itself; their bytes may depend on it."""
+    found = _compiler()
+    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout if found else ""
+    return said.partition("\n")[0]
+
+
 def _compiler() -> str | None:
     return next((found for name in (os.environ.get("CC"), "gcc", "cc", "clang") if name and (found := shutil.which(name))), None)
 
@@ -100,9 +107,13 @@ def _processor() -> str:
 
 
 def _openmp() -> str:
-    """The path of the OpenMP library that torch runs on; the loops share its threads, for two pools would hinder each other."""
+    """The path of the OpenMP library that torch runs on; the loops share its threads, for two pools would hinder each other.
+
+    Other packages bring one of their own (scikit-learn does), so torch's folder comes first, then what lies in no package's.
+    """
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libgomp" in line}
-    return min(mapped, default="")
+    own, home = Path(torch.__file__).parent, Path(torch.__file__).parent.parent
+    return min(mapped, key=lambda path: (own not in Path(path).parents, home in Path(path).parents, path), default="")
 
 
 class _Normalized(torch.autograd.Function):

@@ -7,6 +7,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-__all__ = ["cache_folder", "command_line", "hardware", "peak_memory_mib", "revision", "versions"]
+__all__ = ["cache_folder", "command_line", "forget_peak_memory", "hardware", "peak_memory_mib", "revision", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -70,6 +71,15 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Has `peak_memory_mib` count from now on, where the system lets it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def cache_folder() -> Path:

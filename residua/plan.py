@@ -148,6 +148,15 @@ def set_allocator(sparing: bool) -> int:
     return 0
 
 
+def release(device: torch.device) -> None:
+    """Gives back to the system what the allocator keeps of memory that is free, such as that of trials."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+
+
 def spares(network: Network, plan: Plan | None = None) -> bool:
     """Whether memory comes before speed: the network recomputes its activations in all stages, and not, under `plan`, map by map
     in the fused loops, after which little is left between the blocks of the heap."""

@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from residua import checkpoints, forecast, keyed, machine, plan, runs, weights
+from residua import checkpoints, forecast, kernels, keyed, machine, plan, runs, weights
 from residua import recipe as recipes
 from residua.augment import area_factor, normalized
 from residua.batches import Share
@@ -177,12 +177,18 @@ def begin(
     if loaded is None:
         fit_to_data(network, dataset.splits["train"], recipe, stats)
     order = make_order(dataset, recipe)
-    if (spared := forecast.spare_memory(network, recipe, share, device)) is not None:
-        listener.note(spared)
+    free = forecast.free_memory(device)
+    spared = forecast.spare_memory(network, recipe, share, device, free=free)
     trial = forecast.trial_factory(network, recipe, dataset, stats, device, workers, share)
     chosen, trials, note = forecast.chosen_plan(
         recipe, network, trial, order, device, threads, world=share.world, num_classes=len(dataset.classes)
     )
+    if spared is not None:
+        if recipe.plan == "auto":  # what the trials in fp32 needed may be more than what the run needs
+            network.recompute_every, network.recompute_stages = 0, None
+            spared = forecast.spare_memory(network, recipe, share, device, free=free, chosen=chosen)
+        if spared is not None:
+            listener.note(spared)
     measured = plan.measure(chosen, trial, 6, 2.0)
     pace = measured.seconds_per_step
     if recipe.optim.head_first:
@@ -197,13 +203,14 @@ def begin(
     measured_images = sum(len(samples) for name, samples in dataset.splits.items() if name != "train")
     total = forecast.total_steps(recipe, order, pace, time.perf_counter() - started, measured_images)
     needs = forecast.needs(network, recipe, chosen, share, device, pace * total)
+    plan.release(device)
     forecast.check_memory(needs, recipe, device)
     card = {
         "format": runs.FORMAT,
         "residua": __version__,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
-        "versions": machine.versions(),
+        "versions": versions(chosen),
         "hardware": machine.hardware(device),
         "git": machine.revision(),
         "data_fingerprint": dataset.fingerprint(),
@@ -256,6 +263,25 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
         if loaded is None:
             fit_to_data(network, dataset.splits["train"], run.recipe, run.normalization)
     return Prepared(run, dataset, stored, network, device, workers)
+
+
+def versions(chosen: Plan) -> dict[str, str]:
+    """What the bytes of a run depend on, beside its recipe, data, plan, threads and processor."""
+    return machine.versions() | ({"c_compiler": kernels.compiler()} if chosen.fused else {})
+
+
+def other_software(prepared: Prepared) -> str | None:
+    """That an unfinished run goes on with other versions than those that began it, in a sentence; None if it does not."""
+    manifest = prepared.run.manifest
+    began, now = manifest["versions"], versions(prepared.plan)
+    here = machine.hardware(prepared.device)
+    pairs = [(name, began[name], now[name]) for name in now if began.get(name, now[name]) != now[name]]
+    if (then := manifest["hardware"].get("processor")) != here["processor"]:
+        pairs.append(("processor", then, here["processor"]))
+    if not pairs or prepared.run.finished():
+        return None
+    listed = "; ".join(f"{name.replace('_', ' ')}: {old} there, {new} here" for name, old, new in pairs)
+    return f"The run began elsewhere ({listed}): from here on it is equal to rounding, and not in bytes."
 
 
 def shell(run: Run) -> str:

@@ -108,6 +108,8 @@ def _prepare(
     workers = _workers(workers)
     if runs.is_run(target):
         prepared = prepare.continue_run(target, resolved, dataset, device, workers=workers, share=share)
+        if (text := prepare.other_software(prepared)) is not None:
+            listener.note(text)
     elif runs.is_vacant(target):
         prepared = prepare.begin(
             target, resolved, dataset, device, workers=workers, share=share, started=started, threads=torch.get_num_threads(),
@@ -193,6 +195,7 @@ def _run_steps(prepared: Prepared, step: Step, first: int, extra: Mapping[str, A
     if not share.rank:
         recorder = Recorder(run, first, extra.get("seconds", 0.0), listener, extra.get("pending"))
     checkpointer = Checkpointer(run, step, recorder) if recorder else None
+    machine.forget_peak_memory(prepared.device)  # that of the trials
     measure_at = _measure_at(total, order.steps_per_epoch, run.recipe.evaluations)
     blank = 0  # images in a row that could not be read, of all processes
     with closing(recorder) if recorder else nullcontext(), signals_caught(share) as caught:

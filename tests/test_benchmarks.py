@@ -50,6 +50,14 @@ def test_every_result_is_shown_and_every_note_is_part_of_the_page() -> None:
     assert {path.stem for path in (FOLDER / "results").glob("*.md")} == set(notes)
 
 
+def test_a_number_in_a_line_is_that_of_one_row_and_nothing_else() -> None:
+    form = {"name": "some", "rows": [{"way": "ours, SGD", "n": 1, "ratio": 2.345}, {"way": "ours", "n": 1, "ratio": 0.5}]}
+    assert page.cell(form, "way=ours, SGD, n=1", "ratio") == "2.35"
+    for where, column in (("n=1", "ratio"), ("way=theirs", "ratio"), ("way=ours", "ratios")):
+        with pytest.raises(KeyError, match="rows where"):
+            page.cell(form, where, column)
+
+
 def test_a_changed_figure_changes_the_page() -> None:
     found = page.load(RESULTS[0].stem)
     before = page.shown(found)

@@ -53,6 +53,23 @@ def test_as_few_stages_are_recomputed_as_the_memory_asks_for(recipe: Recipe, mon
         assert f"first {fewest} stages are computed again" in said
 
 
+def test_the_plan_that_was_found_recomputes_no_more_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 keeps half of what fp32 keeps: where the memory is between the two, a run in bf16 recomputes nothing, and a run whose
+    plan is to be found neither."""
+    changes = {"model.name": "resnet56", "batch_size": 128, "steps": 1, "augment.crop": "pad"}
+    dataset = open_data("digits")
+    recipe = resolve(replaced(Recipe(), changes), dataset)[0]
+    network = fresh_network(recipe)
+    plain = needed(network, recipe)
+    half = forecast.needs(network, recipe, forecast.plan.PLANS["bf16"], Share(), CPU, 0.0)["memory_mib"]
+    assert half < 0.7 * plain
+    free = int((half + plain) / 2 * 2**20 / forecast.SPARE)
+    monkeypatch.setattr(forecast, "free_memory", lambda _: free)
+    assert forecast.spare_memory(network, recipe, Share(), CPU) is not None
+    network = fresh_network(recipe)
+    assert forecast.spare_memory(network, recipe, Share(), CPU, chosen=forecast.plan.PLANS["bf16"]) is None
+
+
 def test_what_the_recipe_has_decided_stays(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "free_memory", lambda _: 1)
     network = fresh_network(replaced(recipe, {"model.recompute_every": 9}))

@@ -52,6 +52,14 @@ def drawn_norm(channels: int) -> nn.BatchNorm2d:
     return norm
 
 
+def test_the_loops_share_the_threads_of_torch_whatever_else_was_loaded() -> None:
+    pytest.importorskip("sklearn.utils._openmp_helpers")  # it brings an OpenMP library of its own
+    libraries = Path(torch.__file__).parent / "lib"
+    if not list(libraries.glob("libgomp*")):
+        pytest.skip("torch brings no OpenMP library of its own here")
+    assert Path(kernels._openmp()).parent == libraries
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize(("relu", "added"), [(True, True), (True, False), (False, True), (False, False)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import signal
@@ -17,7 +18,7 @@ from toy_runs import one_thread  # noqa: F401
 from trainings import ALL_RANDOM, SIDE, Stop, final_bytes, losses, settings, stopped, train, write_images
 
 import residua
-from residua import checkpoints
+from residua import checkpoints, machine, plan
 from residua.errors import RequestError, RunError
 from residua.images import decode
 from residua.prepare import default_out
@@ -235,6 +236,33 @@ def test_a_run_without_a_checkpoint_yet_starts_from_the_same_weights_fitted_to_t
     shutil.rmtree(run.checkpoints)
     run.checkpoints.mkdir()
     assert final_bytes(residua.train(str(images), out=tmp_path / "run", workers=0, set=fields)) == expected
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "said"), [("versions", "torch", "torch: 1.0 there, "), ("hardware", "processor", "processor: 1.0 there, ")]
+)
+def test_going_on_elsewhere_says_what_the_bytes_lose(images: Path, tmp_path: Path, group: str, name: str, said: str) -> None:
+    stopped(images, tmp_path / "run", 3)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
+    manifest[group][name] = "1.0"
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for expected in (1, 0):  # the second time the run is finished
+        listener = Stop()
+        train(images, tmp_path / "run", listener=listener)
+        assert sum(said in text and "equal to rounding, and not in bytes" in text for text in listener.notes) == expected
+
+
+def test_the_peak_of_memory_is_that_of_the_training_and_not_of_what_was_tried_before() -> None:
+    device = torch.device("cpu")
+    held = torch.ones(2**28, dtype=torch.uint8)
+    before = machine.peak_memory_mib(device)
+    del held
+    plan.release(device)
+    machine.forget_peak_memory(device)
+    after = machine.peak_memory_mib(device)
+    if after == before:
+        pytest.skip("this system does not let the peak be forgotten")
+    assert after < before - 200
 
 
 def test_a_folder_with_other_things_in_it_is_refused(images: Path, tmp_path: Path) -> None:
