@@ -23,7 +23,7 @@ __all__ = [
     "set_learning_rate",
 ]
 
-WIDE, HALVED = 256, 512  # rows from which on a matrix is worth a product by itself, and a symmetric product halves
+WIDE, HALVED = 256, 128  # rows from which on a matrix is worth a product by itself, and a symmetric product halves
 
 
 def learning_rate_factor(schedule: Schedule, progress: float) -> float:
