@@ -117,8 +117,12 @@ class Item:
 class Claim:
     """A statement and the rule that decides it. `id` is its name within the paper, that of the TOML's entry; `arms` are the runs,
     ensembles and probes that it needs, `measurements` what is measured on each of the runs: an analysis by name, a protocol of
-    evaluation ("ten-crop", "dense"), or a `Measurement` of the paper. `statement` replaces the TOML's. `stands_in` says what the
-    evidence departs in from what is claimed."""
+    evaluation ("ten-crop", "dense"), or a `Measurement` of the paper. `statement` replaces the TOML's.
+
+    `stands_in` says what the evidence departs in from what is claimed; `amended` what of the rule was changed after some of its
+    runs had been made, and what it decided before; `too_short` why the length of budget small need not show the effect, so that
+    a refutation there is of this length only.
+    """
 
     id: str
     rule: Rule
@@ -126,6 +130,8 @@ class Claim:
     measurements: tuple[str, ...] = ()
     statement: str = ""
     stands_in: str = ""
+    amended: str = ""
+    too_short: str = ""
 
     @property
     def exact(self) -> bool:

@@ -77,7 +77,9 @@ def claim_entry(key: str, claim: Claim, known: Known, outcome: Outcome | None = 
         "paper": key, "id": claim.id, "statement": statement(key, claim), "verdict": outcome.verdict,
         "budget": "exact" if claim.exact else known.budget, "why": outcome.why, "rule": claim.rule.text,
         "evidence": {"runs": [] if claim.exact else known.runs(claim.arms), "numbers": plain(outcome.numbers)},
-        "stands_in": claim.stands_in, "about": _about(key, claim),
+        "stands_in": claim.stands_in, "amended": claim.amended,
+        "too_short": claim.too_short if outcome.verdict == "refuted" and known.budget == "small" else "",
+        "about": _about(key, claim),
     }  # fmt: skip
 
 

@@ -28,12 +28,16 @@ fails when the two differ; nothing in it was typed. `residua reproduce PAPER/CLA
 `residua reproduce --verify RUN` a run or its beginning. Errors are per cent; the spread is the standard deviation over seeds,
 whose number stands in brackets.
 
-*shown* and *refuted* are decided by the rule that was written down before any run; *under-powered* means that these runs cannot
-decide; *not attempted* says why. At the budget *small*, trainings are shortened to some epochs, and where a network or its data
-is too large for a small machine another stands in for it: shallower, narrower, or on CIFAR-10 in place of ImageNet. What it is
-stands beside each verdict and number. A verdict there is about the direction of an effect at that size and length, not about the
-paper's numbers. A training that broke off because its loss was not finite counts with the errors of chance and the loss of equal
-probabilities.
+*shown* and *refuted* are decided by the rule that was written down before any run, but for those that are listed below;
+*under-powered* means that these runs cannot decide; *not attempted* says why. At the budget *small*, trainings are shortened to
+some epochs, and where a network or its data is too large for a small machine another stands in for it: shallower, narrower, or on
+CIFAR-10 in place of ImageNet. What it is stands beside each verdict and number. A verdict there is about the direction of an
+effect at that size and length, not about the paper's numbers. A training that broke off because its loss was not finite counts
+with the errors of chance and the loss of equal probabilities.
+"""
+
+AMENDED = """Besides, where several comparisons make a claim, a refutation has been corrected for their number (Holm) since
+22 November 2026, after a part of the runs; no verdict changed by it.
 """
 
 PLANNED = """Every training that the budget *small* asks for, as the papers' files state it. Arms in one row share their runs.
@@ -72,12 +76,12 @@ def document(folder: Path, papers: Shelf | None = None) -> str:
     entries = best_known(cards, keeping.exact_outcomes(folder), papers)
     counts = Counter(entry["verdict"] for entry in entries.values())
     runs = {card["id"].rpartition("-s")[2] for card in cards}  # several arms can share one
-    parts = [BEGINNING, ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS) + f"; {len(runs)} runs are kept.\n"]
+    parts = [BEGINNING, _counted(entries, counts) + f"; {len(runs)} runs are kept.\n", *_amended(entries)]
     for key, paper in papers.papers.items():
         own = [entries[f"{key}/{claim.id}"] for claim in paper.claims]
         parts.append(f"## {key}\n\n{published(key).citation}\n")
         parts.append(_table(["claim", "verdict", "budget", "why"], [
-            [f"`{entry['id']}`: {entry['statement']}", entry["verdict"], entry["budget"], _why(entry, claim, papers)]
+            [f"`{entry['id']}`: {entry['statement']}", _verdict(entry), entry["budget"], _why(entry, claim, papers)]
             for entry, claim in zip(own, paper.claims)
         ]))  # fmt: skip
         parts += _items(key, papers, cards)
@@ -88,13 +92,36 @@ def document(folder: Path, papers: Shelf | None = None) -> str:
     return "\n".join(parts)
 
 
+def _counted(entries: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int]) -> str:
+    """How many claims there are of each verdict, and how far the refuted ones are."""
+    said = [f"{counts[verdict]} {verdict}" for verdict in VERDICTS]
+    if short := sum(bool(entry["too_short"]) for entry in entries.values()):
+        place = VERDICTS.index("refuted")
+        said[place] += f" ({short} of them at a length at which the effect need not show)"
+    return ", ".join(said)
+
+
+def _amended(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The claims whose rule is not the one that was written down before the first of their runs."""
+    changed = {name: entry["amended"] for name, entry in entries.items() if entry["amended"]}
+    if not changed:
+        return []
+    lines = [f"- `{name}` ({_verdict(entries[name])}): {text}" for name, text in changed.items()]
+    return ["## Rules that were changed after runs\n", AMENDED, "\n".join(lines) + "\n"]
+
+
+def _verdict(entry: Mapping[str, Any]) -> str:
+    return f"{entry['verdict']} at this length" if entry["too_short"] else str(entry["verdict"])
+
+
 def _why(entry: Mapping[str, Any], claim: Claim, papers: Shelf) -> str:
     """What decided, and on what it was decided in place of what is claimed."""
     said = [entry["why"]]
     if entry["verdict"] != "not attempted" and entry["budget"] == "small":
         arms = [papers.arm(name) for name in claim.arms]
         stands = [arm.stand_in for arm in arms if isinstance(arm, Arm) and arm.stand_in and not budgets.unavailable(arm, "small")]
-        said += [f"*{text[:1].upper()}{text[1:].rstrip('.')}.*" for text in dict.fromkeys([*stands, entry["stands_in"]]) if text]
+        stands += [entry["stands_in"], entry["too_short"]]
+        said += [f"*{text[:1].upper()}{text[1:].rstrip('.')}.*" for text in dict.fromkeys(stands) if text]
     return " ".join(said)
 
 

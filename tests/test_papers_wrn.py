@@ -48,6 +48,15 @@ def test_a_loss_that_rises_between_the_falls_of_the_rate_is_seen(changes: list[f
     assert rule(full).verdict == ("refuted" if max(changes) < 0 else verdict)
 
 
+def test_four_measurements_are_too_few_to_see_a_loss_rise() -> None:
+    """The small budget's four epochs: of the updates 390, 780, 1,170 and 1,560 only one lies between the falls of the rate."""
+    found = evidence({("wrn_40_4", "test_error"): [10.0]})
+    object.__setattr__(found.records[0], "curves", {"test_loss": [(390 * (n + 1), 1.0) for n in range(4)]})
+    outcome = claim("wrn", "loss_rises_after_first_drop").rule(found)
+    assert outcome.verdict == "under-powered"
+    assert "1 of 1 runs have not two measurements" in outcome.why
+
+
 @pytest.mark.parametrize(("times", "verdict"), [([5.0, 6.0], "shown"), ([1.5, 1.1], "refuted"), ([3.0, 1.0], "under-powered")])
 def test_the_speed_rule_counts_the_least_factor(times: list[float], verdict: str) -> None:
     found = evidence({("wrn-times", "wrn_40_4_ms"): [1.0] * 2, ("wrn-times", "preact_resnet1001_ms"): times})

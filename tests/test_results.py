@@ -76,7 +76,8 @@ def test_the_verb_runs_an_item_and_writes_its_claims_as_json(tmp_path: Path, mon
     assert {name: entry["verdict"] for name, entry in found.items()} == {"lower": "not attempted", "arithmetic": "shown"}
     assert found["lower"]["budget"] == "smoke"
     assert set(found["lower"]) == {
-        "paper", "id", "statement", "verdict", "budget", "why", "rule", "evidence", "stands_in", "about", "again", "cost",
+        "paper", "id", "statement", "verdict", "budget", "why", "rule", "evidence", "stands_in", "amended",
+        "too_short", "about", "again", "cost",
     }  # fmt: skip
     assert "done]" in result.stderr
     text = CliRunner().invoke(app, ["reproduce", "he2015/fig6", *options]).stdout

@@ -19,6 +19,8 @@ __all__ = ["CLAIMS"]
 
 PAIRS = ("plain20", "plain56", "resnet20", "resnet56")
 CROP = "Measured on the centre crop at every budget (of CIFAR-10 the whole image); tables 2 and 3 of the paper have ten crops."
+SAME = "By the rule before, the verdict is the same."
+TOO_SHORT = "Six epochs at the full rate may be too few for the deeper network to lead."
 STANDS_IN = f"Below budget full, CIFAR networks of 20 and 56 layers stand for the ImageNet networks of 18 and 34. {CROP}"
 OPTIONS = tuple(f"imagenet-resnet34-{kind}" for kind in "ABC")
 READING = "it is about the wording of a text or about two printed numbers; nothing can be run for it."
@@ -54,7 +56,8 @@ CIFAR = (
             "110 layers are not trained to the end",
         ),
         ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
-        stands_in="Below budget full the ends, 20 and 56 layers, are run; six epochs may not let the deeper one lead.",
+        stands_in="Below budget full the ends, 20 and 56 layers, are run.",
+        too_short=TOO_SHORT,
     ),
     Claim(
         "resnet_beats_plain_same_params",
@@ -84,8 +87,16 @@ CIFAR = (
         ),
         ("resnet110", "he2015-highway19"),
     ),
-    Claim("warmup_110", measured.WARMUP, ("resnet110", "resnet110-no-warmup")),
-    Claim("plain_convergence_slows", measured.CONVERGENCE, PAIRS),
+    Claim(
+        "warmup_110", measured.WARMUP, ("resnet110", "resnet110-no-warmup"),
+        amended="The least distance between the two, and that only means of the updates 300 to 400 count, were added when both "
+        f"had run. {SAME}",
+    ),
+    Claim(
+        "plain_convergence_slows", measured.CONVERGENCE, PAIRS,
+        amended="That a run which stays above the level counts with its length, as a bound, was added when plain-20 had run. "
+        f"{SAME}",
+    ),
     Claim(
         "constructed_no_worse",
         AllOf(
@@ -100,8 +111,12 @@ CIFAR = (
     ),
     Claim(
         "start_needs_normalisation",
-        measured.START, ("plain56-unnormalised", "plain56"),
-        stands_in="Below budget full the network without normalisation is trained for 500 updates only.",
+        AllOf(Fails("plain56-unnormalised", 85.0, "train_error"), Works("plain56", 80.0, "train_error")),
+        ("plain56-unnormalised", "plain56"),
+        stands_in="Below budget full the network without normalisation is trained for 500 updates, the other for six epochs.",
+        amended="While these runs were made, the rule that had been written down before them was replaced by a stricter one. It "
+        "compared both networks at updates 400 to 500 and refuted: there the one without normalisation stands at chance, and the "
+        "other is still above 80 % in some seeds (82.3 % on average). The first rule is back, and decides.",
     ),
     Claim(
         "single_layer_residual_useless",
@@ -159,7 +174,7 @@ ON_IMAGENET = (
     ),
     Claim(
         "reversal_imagenet", Lower("imagenet-resnet34", "imagenet-resnet18", least=1.4, gross=1.4),
-        ("imagenet-resnet18", "imagenet-resnet34"), stands_in=STANDS_IN,
+        ("imagenet-resnet18", "imagenet-resnet34"), stands_in=STANDS_IN, too_short=TOO_SHORT,
     ),
     Claim(
         "residual_vs_plain_34", Lower("imagenet-resnet34", "imagenet-plain34", least=1.7, gross=1.7),
@@ -169,8 +184,9 @@ ON_IMAGENET = (
         "same_accuracy_18_faster",
         AllOf(Equal("imagenet-plain18", "imagenet-resnet18", margin=1.0), measured.FASTER),
         ("imagenet-plain18", "imagenet-resnet18"),
-        stands_in=f"{STANDS_IN} The paper's nets are equally accurate at the end of training. Below budget full the rule asks "
-        "for that after six epochs, where it is not to be expected if one of them converges faster.",
+        stands_in=STANDS_IN,
+        too_short="The paper's nets are equally accurate at the end of training; after six epochs that is not to be expected "
+        "where one of them converges faster.",
     ),
     Claim(
         "shortcut_order",

@@ -18,7 +18,6 @@ __all__ = [
     "FORWARD",
     "HEALTHY",
     "NOT_VANISHING",
-    "START",
     "TREND_PLAIN",
     "TREND_RESIDUAL",
     "VANISHING",
@@ -29,7 +28,6 @@ STATES = ("initial", "trained")
 VANISHED, ALIVE = 1e-3, 0.1  # root mean square gradient at the first unit over that at the last
 SPREAD = 100.0  # the largest over the smallest
 LEVEL = 1.5  # nats
-NOT_STARTED, STARTED = 85.0, 80.0  # per cent of training error
 WARM_LEAST = 5.0  # points of training error
 LEVEL_WORDS = f"{LEVEL:g} nats"
 DEGRADED = Lower("plain20", "plain56", "train_error", least=1.0)
@@ -179,29 +177,6 @@ def _within(curve: Sequence[tuple[int, float]], first: int, last: int) -> list[f
     return [value for begin, (step, value) in zip(begins, curve) if begin >= first and step <= last]
 
 
-def _start(evidence: Evidence) -> Outcome:
-    names = ("plain56-unnormalised", "plain56")
-    records = {name: [r for r in evidence.of(name) if r.curves.get("train_error") or r.broken_off] for name in names}
-    missing = [name for name, found in records.items() if not found]
-    if missing:
-        return not_attempted(f"There is no training error of {', '.join(missing)} yet.")
-    ends = [
-        max((int(r.curves["train_error"][-1][0]) for r in found if not r.broken_off), default=0) for found in records.values()
-    ]
-    last = min((end for end in ends if end), default=0)
-    errors = {
-        name: [r.values["train_error"] if r.broken_off else _near(r.curves["train_error"], last * 4 // 5, last) for r in found]
-        for name, found in records.items()
-    }
-    without, normalised = errors.values()
-    why = f"Training error in updates {last * 4 // 5:,} to {last:,}: "
-    why += f"{fmean(without):.1f} % without normalisation, {fmean(normalised):.1f} % with it."
-    if min(without) > NOT_STARTED and max(normalised) < STARTED:
-        return Outcome("shown", why, errors)
-    verdict = "refuted" if max(without) < NOT_STARTED or min(normalised) > STARTED else "under-powered"
-    return Outcome(verdict, why, errors)  # type: ignore[arg-type]
-
-
 def _trend(kind: str, rising: bool) -> Measured:
     """The ends decide; where the depths between are run, none may be clearly out of order."""
     shallow, deep = f"{kind}20", f"{kind}56"
@@ -301,12 +276,6 @@ WARMUP = Measured(
     "Mean training error in the updates 300 to 400: shown if it is below 80 % at rate 0.01 and at least 80 % at 0.1, in every "
     f"seed, with at least {WARM_LEAST:g} points between them; refuted if it is at least 80 % at 0.01, or below 78 % at 0.1.",
     _warmup,
-)
-START = Measured(
-    "Mean training error over the last fifth of the shorter training, at the same updates in both: shown if without "
-    f"normalisation it is above {NOT_STARTED:g} % and with it below {STARTED:g} %, in every seed; refuted if it is below "
-    f"{NOT_STARTED:g} % without in every seed, or above {STARTED:g} % with in every seed; else under-powered.",
-    _start,
 )
 BEST_OF_FIVE = Measured(
     "Five runs of ResNet-110 at budget full: the lowest error lies at least 0.1 points below the mean, so that it matters "

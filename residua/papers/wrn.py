@@ -33,14 +33,18 @@ __all__ = ["wrn"]
 def _rises(evidence: Evidence) -> Outcome:
     """The test loss between the first and the second fall of the learning rate, by its first and its last measurement there."""
     changes = []
-    for curve in evidence.curve("wrn_40_4", "test_loss"):
+    curves = [curve for curve in evidence.curve("wrn_40_4", "test_loss") if curve]
+    for curve in curves:
         last = curve[-1][0]
         inside = [value for step, value in curve if 0.3 * last < step <= 0.6 * last]
         if len(inside) > 1:
             changes.append(inside[-1] - inside[0])
     numbers = {"change_of_the_test_loss": changes}
-    if not changes:
+    if not curves:
         return Outcome("not attempted", "There is no test loss of WRN-40-4 yet.", numbers)
+    if len(changes) < len(curves):
+        few = f"{len(curves) - len(changes)} of {len(curves)} runs have not two measurements between the two falls of the rate"
+        return Outcome("under-powered", f"Whether the loss rises cannot be seen: {few}.", numbers)
     listed = ", ".join(f"{change:+.3f}" for change in changes)
     if min(changes) > 0.02:
         return Outcome("shown", f"The test loss rises between the two falls of the rate in every seed: {listed}.", numbers)
