@@ -64,7 +64,8 @@ class Probe:
 
     `measure(seed, budget)` gives its measures by name, plain numbers, or nested plain values that dotted paths reach; it takes
     seconds, is a pure function of the seed but for times, and draws from no global generator. `version` rises when what it
-    computes changes. `seeds` by budget (default: 1 at smoke, 3 else).
+    computes changes. `seeds` by budget (default: 1 at smoke, 3 else). `timed` says that its measures are times: they speak of the
+    processor that they were taken on, and decide nothing on another.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Probe:
     about: str = ""
     version: int = 1
     seeds: int = 3
+    timed: bool = False
 
 
 @dataclass(frozen=True)

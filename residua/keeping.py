@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from residua import budgets, runs
+from residua import budgets, machine, runs
 from residua import recipe as recipes
 from residua.claims import Arm, Ensemble, Outcome, Probe
 from residua.deciding import Known, plain
@@ -85,7 +85,8 @@ def restore(tasks: Sequence[Task], folder: Path) -> int:
     """Puts the runs that were made elsewhere and kept in `folder` into their directories, without weights; returns how many.
 
     Only those of which nothing is asked any more that needs weights: a measurement under any of their arms' names, or an ensemble
-    that is not kept. What has begun in its directory is left as it is.
+    that is not kept. Times that were taken on another processor, or on one that is not known, are left where they are: they say
+    nothing of this machine. What has begun in its directory is left as it is.
     """
     cards = _by_run(tasks, folder)
     unsettled = {task.run for task in tasks if not _settled(task, cards.get(task.run))}
@@ -118,11 +119,15 @@ def _by_run(tasks: Sequence[Task], folder: Path) -> dict[Run, dict[str, Any]]:
 
 def _settled(task: Task, card: Mapping[str, Any] | None) -> bool:
     """Whether a kept run shows all that is asked of a task."""
-    if card is None:
+    if card is None or (isinstance(task.arm, Probe) and task.arm.timed and not _taken_here(card)):
         return False
     there = card["measurements"].keys() | card["left_out"].keys()
     versions = {name: card["versions"].get(name, 1) == version for name, version in task.versions.items()}
     return all(name in there and versions.get(name, True) for name in task.measurements) or bool(card["broken_off"])
+
+
+def _taken_here(card: Mapping[str, Any]) -> bool:
+    return bool(card["manifest"].get("hardware", {}).get("processor") == machine.processor())
 
 
 def keep_exact(outcomes: Mapping[str, Outcome], folder: Path) -> Path:

@@ -15,7 +15,9 @@ from typing import Any
 import psutil
 import torch
 
-__all__ = ["cache_folder", "command_line", "forget_peak_memory", "hardware", "peak_memory_mib", "revision", "versions"]
+__all__ = [
+    "cache_folder", "command_line", "forget_peak_memory", "hardware", "peak_memory_mib", "processor", "revision", "versions",
+]  # fmt: skip
 
 
 def versions() -> dict[str, str]:
@@ -26,7 +28,7 @@ def versions() -> dict[str, str]:
 def hardware(device: torch.device) -> dict[str, Any]:
     """What this machine is, as far as it bears on results and speed."""
     card = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "device": device.type,
@@ -37,7 +39,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return card
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -179,7 +179,7 @@ def _items(key: str, papers: Shelf, cards: list[dict[str, Any]]) -> list[str]:
 def _run(card: Mapping[str, Any]) -> list[str]:
     values, manifest = card["values"], card["manifest"]
     seconds = values.get("training_seconds")
-    where = f"{manifest['plan']}, {manifest['hardware']['processor']}" if "hardware" in manifest else ""
+    where = ", ".join(filter(None, (manifest.get("plan"), manifest.get("hardware", {}).get("processor"))))
     return [
         f"`{card['id']}`", card["budget"], _number(values.get("test_error")), _number(values.get("train_error")),
         _number(seconds / 60 if seconds else None), card["broken_off"] or where,

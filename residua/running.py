@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from residua import budgets, runs
+import torch
+
+from residua import budgets, machine, runs
 from residua import recipe as recipes
 from residua.analysis import CATALOG as ANALYSES
 from residua.analysis import Budget, NotApplicable
@@ -136,14 +139,26 @@ def _combine(task: Task, ensemble: Ensemble, settings: Settings) -> None:
     broken = [part.arm.name for part in task.parts if read_json(part.record).get("broken_off")]
     if broken:
         raise RunError(f"{task.id} cannot be combined: the training of {', '.join(broken)} broke off.")
+    manifest = _made(chosen_device(settings.device))
     found = _evaluation([runs.open_run(part.path) for part in task.parts], ensemble.protocol, settings)
-    _record(task, _evaluated(found), {})
+    _record(task, _evaluated(found), {}, manifest=manifest)
 
 
 def _compute(task: Task, probe: Probe) -> None:
+    manifest = _made(torch.device("cpu"))
     found = probe.measure(task.seed, task.budget)
     numbers = {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
-    _record(task, numbers, {}, measurements={name: value for name, value in found.items() if name not in numbers})
+    rest = {name: value for name, value in found.items() if name not in numbers}
+    _record(task, numbers, {}, manifest=manifest, measurements=rest)
+
+
+def _made(device: torch.device) -> dict[str, Any]:
+    """What a run directory says of a training, as far as it has a meaning for what is not trained."""
+    return {
+        "residua": __version__, "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": machine.versions(), "hardware": machine.hardware(device), "git": machine.revision(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
 
 
 def _evaluation(of: Sequence[Run], protocol: str, settings: Settings) -> Evaluation:
@@ -179,15 +194,15 @@ def _record(
     values: Mapping[str, float],
     curves: Mapping[str, Any],
     *,
+    manifest: Mapping[str, Any],
     broken: str = "",
-    manifest: Mapping[str, Any] | None = None,
     opening: Sequence[Sequence[float]] = (),
     measurements: Mapping[str, Any] | None = None,
 ) -> None:
     card = {
         "format": FORMAT, "id": task.id, "arm": task.arm.name, "seed": task.seed, "budget": task.budget, "address": task.address,
         "recipe": recipes.to_dict(task.recipe) if task.recipe else None, "parts": [part.id for part in task.parts],
-        "manifest": dict(manifest or {"residua": __version__}), "num_test": task.num_test, "broken_off": broken,
+        "manifest": dict(manifest), "num_test": task.num_test, "broken_off": broken,
         "values": {name: value for name, value in values.items() if math.isfinite(value)}, "curves": dict(curves),
         "opening": [list(line) for line in opening], "measurements": dict(measurements or {}),
     }  # fmt: skip

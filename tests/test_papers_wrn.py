@@ -20,6 +20,10 @@ def test_structure_settles_sizes_and_two_mistakes() -> None:
     assert_settled("wrn", dict.fromkeys((*ids, "secondary_doubled_channels"), "shown"))
 
 
+def test_times_are_those_of_the_processor_that_took_them() -> None:
+    assert TIMES.timed
+
+
 def test_the_small_runs_take_at_most_an_hour_and_a_half() -> None:
     assert 0.3 < forecast_hours("wrn") < 1.5
 

@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from reproductions import arm, make_shelf, on_a_usual_machine
 
-from residua import budgets, checkpoints, costing, keeping, planning
+from residua import budgets, checkpoints, costing, keeping, machine, planning
 from residua.claims import Claim, Lower, NotAttempted
 from residua.deciding import Known, outcome_of
 from residua.errors import RequestError
@@ -259,6 +261,41 @@ def test_a_run_that_was_put_back_is_made_where_its_weights_are_asked_for_later(f
     assert [name.rpartition("-s")[0] for name in told.began] == ["residual"]
     assert not result.failed
     assert result.claims[0]["verdict"] == "shown"
+
+
+def test_what_is_computed_is_kept_with_what_it_was_computed_on(finished: Path) -> None:
+    for arm_name in ("halves", "both"):
+        card = json.loads(next((finished / "kept" / "small").glob(f"{arm_name}-s0-*.json")).read_text())
+        manifest = card["manifest"]
+        assert manifest["hardware"]["processor"] == machine.processor()
+        assert manifest["versions"] == machine.versions()
+        assert manifest["git"] == machine.revision()
+        assert manifest["threads"] == torch.get_num_threads()
+        assert datetime.fromisoformat(manifest["created"]).tzinfo is not None
+
+
+@pytest.mark.parametrize(("hardware", "again"), [({}, True), ({"processor": "another"}, True), (None, False)])
+def test_kept_times_of_another_processor_or_of_an_unknown_one_are_taken_anew(
+    tmp_path: Path, hardware: dict[str, str] | None, again: bool
+) -> None:
+    papers = make_shelf()
+    clock = replace(papers.arms["halves"], timed=True)
+    papers = replace(papers, arms={**papers.arms, "halves": clock})
+    reproduce("he2015/halves", budget="small", seeds=1, out=tmp_path / "there", papers=papers, keep=tmp_path / "kept")
+    (path,) = (tmp_path / "kept" / "small").glob("halves-*.json")
+    card = json.loads(path.read_text())
+    if hardware is not None:
+        path.write_text(json.dumps(card | {"manifest": {"residua": "0.1.0", "hardware": hardware}}))
+    for shelf_of, expected in ((SHELF, False), (papers, again)):
+        told = Told()
+        out = tmp_path / f"here-{expected}-{shelf_of is papers}"
+        result = reproduce(
+            "he2015/halves", budget="small", seeds=1, out=out, papers=shelf_of, watcher=told, keep=tmp_path / "kept"
+        )
+        assert bool(told.began) == expected
+        assert result.claims[0]["verdict"] == "shown"
+    if again:
+        assert json.loads(path.read_text())["manifest"]["hardware"]["processor"] == machine.processor()
 
 
 def test_each_run_is_kept_as_it_is_over(tmp_path: Path) -> None:

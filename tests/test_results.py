@@ -36,6 +36,14 @@ def test_kept_results_hold_no_weights_and_no_path_of_a_machine() -> None:
         assert '"/' not in text, path
 
 
+def test_the_processor_that_took_times_is_told_where_it_is_known(tmp_path: Path) -> None:
+    card = next(card for card in keeping.kept_cards(ROOT / "results") if card["arm"] == "wrn-times")
+    card["manifest"]["hardware"] = {"processor": "a processor"}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "times.json").write_text(json.dumps(card), encoding="utf-8")
+    assert "| a processor |" in document(tmp_path)
+
+
 def test_every_kept_run_is_one_of_an_arm_as_it_is_now() -> None:
     papers = shelf()
     for card in keeping.kept_cards(ROOT / "results"):

@@ -48,8 +48,9 @@ def _step(model: nn.Module, images: torch.Tensor) -> float:
 
 
 TIMES = Probe(
-    "wrn-times", _milliseconds, "Forward and backward pass of the networks of figure 4, at their full size, on the CPU.", seeds=3
-)
+    "wrn-times", _milliseconds, "Forward and backward pass of the networks of figure 4, at their full size, on the CPU.", seeds=3,
+    timed=True,
+)  # fmt: skip
 
 
 def faster(name: str, printed: float, least: float) -> Measured:
