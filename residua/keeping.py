@@ -162,8 +162,9 @@ def own_cards(out: Path) -> list[dict[str, Any]]:
         card = read_json(path)
         files = sorted((path.parent / "measured").glob("*.json"))
         measured = {file.stem: values["result"] for file in files if (values := read_json(file)).get("result")}
+        versions = {file.stem: version for file in files if (version := read_json(file).get("version"))}
         if card:
-            cards.append(card | {"measurements": card["measurements"] | measured})
+            cards.append(card | {"measurements": card["measurements"] | measured, "versions": versions})
     return cards
 
 

@@ -30,7 +30,7 @@ from residua.subjects import run_subject
 from residua.training import train
 from residua.version import __version__
 
-__all__ = ["FORMAT", "Settings", "carry_out", "thinned"]
+__all__ = ["FORMAT", "Settings", "carry_out", "computed", "measured", "thinned"]
 
 FORMAT = 1
 POINTS = 200  # of a curve that is kept
@@ -68,7 +68,8 @@ def carry_out(task: Task, settings: Settings) -> None:
     for name in task.measurements:
         if not task.has(name):
             settings.listener.note(f"Measuring {name} of {task.id}.")
-            _write(task.measured(name), _measured(task, name, settings))
+            allowance = budgets.ALLOWANCE[task.budget]
+            _write(task.measured(name), measured(name, task.path, task.arm.name, allowance, settings))
 
 
 # -------------------------------------------------------------------------------------------------------------- trainings
@@ -146,10 +147,16 @@ def _combine(task: Task, ensemble: Ensemble, settings: Settings) -> None:
 
 def _compute(task: Task, probe: Probe) -> None:
     manifest = _made(torch.device("cpu"))
-    found = probe.measure(task.seed, task.budget)
+    values, rest = computed(probe, task.seed, task.budget)
+    _record(task, values, {}, manifest=manifest, measurements=rest)
+
+
+def computed(probe: Probe, seed: int, budget: str) -> tuple[dict[str, float], dict[str, Any]]:
+    """What a probe gives: plain numbers that are finite, and nested values, each by name."""
+    found = probe.measure(seed, budget)
     numbers = {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
     rest = {name: value for name, value in found.items() if name not in numbers}
-    _record(task, numbers, {}, manifest=manifest, measurements=rest)
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}, rest
 
 
 def _made(device: torch.device) -> dict[str, Any]:
@@ -173,16 +180,16 @@ def _evaluated(found: Evaluation) -> dict[str, float]:
 # ----------------------------------------------------------------------------------------------------------- measurements
 
 
-def _measured(task: Task, name: str, settings: Settings) -> dict[str, Any]:
-    """What the file of a measurement holds: "result", or under "left_out" why it has no meaning for this network."""
-    allowance = budgets.ALLOWANCE[task.budget]
+def measured(name: str, path: Path, arm: str, allowance: float, settings: Settings) -> dict[str, Any]:
+    """What the file of a measurement of the run in `path` holds: "result", or under "left_out" why it has no meaning for this
+    network. `arm` names the network for people, `allowance` is in seconds."""
     card: dict[str, Any] = {"name": name, "allowance": allowance, "residua": __version__}
     if name in PROTOCOLS:
-        found = _evaluation([runs.open_run(task.path)], name, settings)
+        found = _evaluation([runs.open_run(path)], name, settings)
         return card | {"result": _evaluated(found) | {"used": {"images": found.num_samples}, "scales": found.scales}}
     own = settings.measurements.get(name)
     measure = own.measure if own is not None else ANALYSES.get(name).measure
-    subject = run_subject(task.path, data_dir=settings.data_dir, device=chosen_device(settings.device), name=task.arm.name)
+    subject = run_subject(path, data_dir=settings.data_dir, device=chosen_device(settings.device), name=arm)
     try:
         return card | {"version": own.version if own else 0, "result": measure(subject, Budget(allowance))}
     except NotApplicable as reason:

@@ -101,8 +101,8 @@ def reproduction(document: Mapping[str, Any]) -> str:
 
 def verification(values: Mapping[str, Any]) -> str:
     """What a repetition showed, in a line."""
-    made = f"{values['updates']:,} of {values['total']:,} updates repeated"
-    return f"{values['id']}: {values['verdict']}. {values['why']} {made[0].upper() + made[1:]}."
+    made = f" {values['updates']:,} of {values['total']:,} updates repeated." if values["total"] else ""
+    return f"{values['id']}: {values['verdict']}. {values['why']}{made}"
 
 
 def predictions(items: Sequence[Prediction]) -> str:
