@@ -226,12 +226,16 @@ def _document(
 
 
 def _run_entry(task: Task, places: Sequence[str]) -> dict[str, Any]:
-    """One run: what it was, what it showed, and how it departed from the protocol."""
+    """One run: what it was, what it showed, how it departed from the protocol, from which sources and on which processor it was
+    made (None where that is not known), and the command that repeats it, or why there is none."""
     card = keeping.card_of(task)
+    members = ", ".join(part.id for part in task.parts)
     return {
         "id": task.id, "arm": task.arm.name, "seed": task.seed, "values": card["values"], "broken_off": card["broken_off"],
         "departures": departures(task), "stand_in": getattr(task.arm, "stand_in", ""), "left_out": card["left_out"],
-        "verify": shlex.join(["residua", "reproduce", "--verify", task.id, *places]),
+        "git": card["manifest"].get("git"), "processor": card["manifest"].get("hardware", {}).get("processor"),
+        "verify": "" if members else shlex.join(["residua", "reproduce", "--verify", task.id, *places]),
+        "unrepeatable": f"it combines networks whose weights are not kept; repeat {members}" if members else "",
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from residua.evidence import VERDICTS
 from residua.report import environment, packaged, printable
 from residua.reproduction_claims import SIGNS, anchor, claim_view
 from residua.reproduction_tables import spread, table
-from residua.reproduction_words import broken, departed, difference, number
+from residua.reproduction_words import broken, departed, difference, number, revision
 from residua.wording import NOTHING, counted, duration, value
 
 __all__ = ["page", "spread", "tally"]
@@ -148,7 +148,8 @@ def _own_ids(svg: str, prefix: str) -> str:
 def _run(run: Mapping[str, Any]) -> dict[str, Any]:
     values, broken_off = run["values"], [run["broken_off"]] if run["broken_off"] else []
     return {
-        "id": run["id"], "anchor": anchor("run", run["id"]), "verify": run["verify"], "seed": run["seed"],
+        "id": run["id"], "anchor": anchor("run", run["id"]), "verify": run["verify"],
+        "unrepeatable": run["unrepeatable"], "sources": revision(run["git"]), "processor": run["processor"], "seed": run["seed"],
         "numbers": [number(values[name]) if name in values else NOTHING for name in ("test_error", "train_error", "train_loss")],
         "seconds": duration(values.get("training_seconds")), "differs": "; ".join([*difference(run), *broken_off]) or "nothing",
     }  # fmt: skip

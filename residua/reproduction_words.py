@@ -21,6 +21,7 @@ __all__ = [
     "measure",
     "number",
     "printed",
+    "revision",
     "rule",
     "said",
 ]
@@ -62,11 +63,18 @@ NUMBERS = {
     "p": "p", "arm": "run", "r2": "R²", "rho": "rank correlation", "lr": "learning rate", "std": "standard deviation",
     "low": "lower bound", "high": "upper bound", "state": "when", "share": "share",
 }  # fmt: skip
+REVISION = 12  # digits of a git revision that are shown
 MOST = 16  # numbers of one list that are shown
 _HOLDS = re.compile(r": (True|False)\b")
 _BUDGET = re.compile(r" (?=At the small one )")
 _PART = re.compile(r" \(\d\d?\) ")
 _TOKEN = re.compile(r"(?<![\w.-])[a-z0-9-]+(?:[._][a-z0-9_-]+)+(?![\w-])")
+
+
+def revision(git: str | None) -> str:
+    """The git revision of the sources, in words: "da2f507af3b1 with uncommitted changes"; "" where it is not known."""
+    head, changes, _ = (git or "").partition("+")
+    return head[:REVISION] + (" with uncommitted changes" if changes else "")
 
 
 def measure(name: str) -> str:

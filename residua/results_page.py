@@ -85,7 +85,7 @@ def document(folder: Path, papers: Shelf | None = None) -> str:
             for entry, claim in zip(own, paper.claims)
         ]))  # fmt: skip
         parts += _items(key, papers, cards)
-    parts += ["## The runs at the budget small\n", PLANNED, _planned(papers), "## Runs\n"]
+    parts += ["## The runs at the budget small\n", PLANNED, _planned(papers), "## Runs\n", *_sources(cards)]
     parts.append(
         _table(["run", "budget", "test error", "training error", "minutes", "plan, processor"], [_run(card) for card in cards])
     )
@@ -174,6 +174,19 @@ def _items(key: str, papers: Shelf, cards: list[dict[str, Any]]) -> list[str]:
                     for row in measured
                 ]))  # fmt: skip
     return parts
+
+
+def _sources(cards: list[dict[str, Any]]) -> list[str]:
+    """Which runs were made from sources that no git revision holds, in a sentence."""
+    known = {card["id"]: card["manifest"]["git"] for card in cards if card["manifest"].get("git")}
+    changed = [f"`{name}`" for name, revision in known.items() if "+" in revision]
+    if not changed:
+        return []
+    return [
+        "Each file in `results/` names the git revision of the sources that its run was made from, where that is known "
+        f"({len(known)} of {len(cards)}). Of these, made from sources with uncommitted changes: {len(changed)} "
+        f"({', '.join(changed)}).\n"
+    ]
 
 
 def _run(card: Mapping[str, Any]) -> list[str]:

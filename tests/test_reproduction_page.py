@@ -125,9 +125,33 @@ def test_each_claim_has_its_verdict_in_word_and_sign_with_rule_evidence_and_repe
         for run in claim["evidence"]["runs"]:
             assert f'href="#{anchor("run", run)}"' in card
             assert f'id="{anchor("run", run)}"' in page
-            assert f"residua reproduce --verify {run}" in page
+            assert (f"residua reproduce --verify {run}" in page) == (not run.startswith("both-"))
     assert set(SIGNS) == set(VERDICTS)
     assert len(set(SIGNS.values())) == 4
+
+
+def test_each_run_names_the_sources_and_the_processor_it_was_made_with(document: dict[str, Any]) -> None:
+    told = deepcopy(document)
+    for run, git in zip(told["runs"], (f"{'0123456789ab' * 4}+changes", "c" * 40, None)):
+        run.update(git=git, processor="A processor" if git else None)
+    rows = re.findall(r'<tr id="run-.*?</tr>', reproduction_page.page(told))
+    for row, said in zip(
+        rows, ("sources 0123456789ab with uncommitted changes; A processor<", "sources cccccccccccc; A processor<")
+    ):
+        assert said in row
+    assert "sources" not in rows[2]
+
+
+def test_a_run_that_cannot_be_repeated_says_why_in_place_of_a_command(document: dict[str, Any]) -> None:
+    (both,) = (run for run in document["runs"] if run["id"].startswith("both-s0"))
+    assert both["verify"] == ""
+    for name in ("residual", "plain"):
+        assert f"{name}-s0-" in both["unrepeatable"]
+    rows = re.findall(r'<tr id="run-.*?</tr>', reproduction_page.page(document))
+    (row,) = (row for row in rows if f">{both['id']}<" in row)
+    assert both["unrepeatable"] in row
+    assert "--verify" not in row
+    assert all(run["verify"] for run in document["runs"] if not run["id"].startswith("both-"))
 
 
 def test_what_is_not_attempted_says_why_and_what_it_would_cost(document: dict[str, Any]) -> None:
@@ -186,6 +210,7 @@ def test_hostile_texts_are_shown_and_never_obeyed(document: dict[str, Any]) -> N
             figure.update(title=HOSTILE, caption=HOSTILE)
     for run in evil["runs"]:
         run.update(id=HOSTILE, arm=HOSTILE, stand_in=HOSTILE, broken_off=HOSTILE, verify=HOSTILE)
+        run.update(git=HOSTILE, processor=HOSTILE, unrepeatable=HOSTILE)
         run["departures"] = {HOSTILE: [HOSTILE, HOSTILE]}
     page = reproduction_page.page(evil)
     read = Read(page)

@@ -44,6 +44,18 @@ def test_the_processor_that_took_times_is_told_where_it_is_known(tmp_path: Path)
     assert "| a processor |" in document(tmp_path)
 
 
+def test_runs_from_sources_with_uncommitted_changes_are_counted_and_named(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    cards = [card for card in keeping.kept_cards(ROOT / "results") if card["recipe"]][:3]
+    for card, revision in zip(cards, ("a" * 40, "b" * 40 + "+changes", None), strict=True):
+        card["manifest"]["git"] = revision
+        (tmp_path / "small" / f"{card['id']}.json").write_text(json.dumps(card), encoding="utf-8")
+    said = f"(2 of 3). Of these, made from sources with uncommitted changes: 1 (`{cards[1]['id']}`)."
+    assert said in document(tmp_path)
+    (tmp_path / "small" / f"{cards[1]['id']}.json").unlink()
+    assert "uncommitted" not in document(tmp_path)
+
+
 def test_every_kept_run_is_one_of_an_arm_as_it_is_now() -> None:
     papers = shelf()
     for card in keeping.kept_cards(ROOT / "results"):
