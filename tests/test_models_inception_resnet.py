@@ -206,7 +206,7 @@ def test_what_cannot_be_built_is_refused_with_what_can(name: str, options: dict[
         create_model(name, **options)
 
 
-@pytest.mark.parametrize("name", ["inception_resnet_v1", "inception_resnet_v2", "inception_v4"])
+@pytest.mark.parametrize("name", ["inception_resnet_v1", "inception_resnet_v2", "inception_v3", "inception_v4"])
 def test_a_narrower_network_has_its_share_of_the_maps(name: str) -> None:
     """Every width of the figures is a multiple of 16, so that half of the width halves all maps exactly."""
     with torch.device("meta"):

@@ -277,6 +277,18 @@ def test_the_removable_units_are_those_with_an_identity() -> None:
     assert [located.removable for located in walk(on_meta("wrn_16_4"))] == [False, True] * 3
 
 
+@pytest.mark.parametrize("name", ["wrn_50_2", "wrn_34_1_5"])
+def test_a_base_of_an_eighth_leaves_an_eighth_of_all_maps(name: str) -> None:
+    whole, narrow = on_meta(name), on_meta(name, base=8)
+    pairs = [
+        (a.out_channels, b.out_channels)
+        for a, b in zip(whole.modules(), narrow.modules(), strict=True)
+        if isinstance(a, nn.Conv2d) and isinstance(b, nn.Conv2d)
+    ]
+    assert len(pairs) > 30
+    assert all(a == 8 * b for a, b in pairs)
+
+
 @pytest.mark.parametrize("name", ["cifar_wide_resnet", "imagenet_wide_resnet"])
 @pytest.mark.parametrize("kind", ["group", "none"])
 def test_without_batch_normalization_samples_do_not_touch_each_other_in_training(name: str, kind: str) -> None:
@@ -301,6 +313,7 @@ def test_without_batch_normalization_samples_do_not_touch_each_other_in_training
         ("wrn_16_4", {"dropout": 1.0}, "probability"),
         ("wrn_16_4", {"normalization": "layer"}, "'batch', 'group', 'none'"),
         ("wrn_50_2", {"width": 3}, "1, 2 or 4"),
+        ("wrn_50_2", {"base": 0}, "such as 8 or 64"),
         ("wrn_50_2", {"stem": "tiny"}, "'imagenet', 'small'"),
         ("wrn_18_2", {"normalization": "layer"}, "'batch', 'group', 'none'"),
         ("imagenet_wide_resnet", {"depth": 51}, "18, 34, 50, 101, 152"),

@@ -154,20 +154,23 @@ def build_inception_v3(
     normalization: str = "batch",
     auxiliary: bool = True,
     dropout: float | None = None,
+    width: float = 1,
 ) -> Network:
     """Inception-v3 as its authors released it (what differs from Table 1 of Szegedy et al. 2015 stands at the head of this file),
     for 299 pixels (at least 75). `variant` is "paper" or "torchvision"; `stem` "imagenet" or "small" (the same layers at stride
     1, for images of 15 to some 64 pixels); `normalization` "batch", "group" or "none"; `auxiliary` builds the auxiliary head,
     whose loss counts with the factor 0.4; `dropout` acts before the classifier (None: 0.2 as in the release, 0.5 in torchvision's
-    form)."""
+    form); `width` is that of `build_inception_v4`."""
     if variant not in ("paper", "torchvision"):
         raise RequestError(f"variant {variant!r} is none of 'paper', 'torchvision'.")
     torchvision = variant == "torchvision"
     dropout = dropout if dropout is not None else 0.5 if torchvision else 0.2
     check(stem, normalization, dropout)
-    heads = [Auxiliary(_auxiliary_head(768, num_classes, normalization), 1, 4, 0.4)] if auxiliary else []
-    parts, channels = series(in_channels, stem_parts((STEM_V3,), stem), normalization=normalization)
-    network = _network(nn.Sequential(*parts), channels, _STAGES_V3, num_classes, normalization, dropout, stem, heads, torchvision)
+    check_width(width)
+    heads = [Auxiliary(_auxiliary_head(width, num_classes, normalization), 1, 4, 0.4)] if auxiliary else []
+    parts, channels = series(in_channels, stem_parts((STEM_V3,), stem, width), normalization=normalization)
+    stages = _narrowed(_STAGES_V3, width)
+    network = _network(nn.Sequential(*parts), channels, stages, num_classes, normalization, dropout, stem, heads, torchvision)
     he_normal_(network)
     return network
 
@@ -187,7 +190,7 @@ def build_inception_v4(
     check(stem, normalization, dropout)
     check_width(width)
     parts, channels = series(in_channels, stem_parts(STEM_V4, stem, width), normalization=normalization)
-    stages = tuple(tuple(tuple(with_width(module, width)) for module in modules) for modules in _STAGES_V4)
+    stages = _narrowed(_STAGES_V4, width)
     network = _network(nn.Sequential(*parts), channels, stages, num_classes, normalization, dropout, stem)
     he_normal_(network)
     return network
@@ -240,17 +243,22 @@ def _network(
     )
 
 
-def _auxiliary_head(channels: int, num_classes: int, normalization: str) -> nn.Module:
+def _narrowed(stages: tuple[tuple[Modules, ...], ...], width: float) -> tuple[tuple[Modules, ...], ...]:
+    return tuple(tuple(tuple(with_width(module, width)) for module in modules) for modules in stages)
+
+
+def _auxiliary_head(width: float, num_classes: int, normalization: str) -> nn.Module:
     """Figure 8 of Szegedy et al. 2015: 5x5 average pooling at stride 3, 1x1 to 128 maps, 5x5 to 768, classifier."""
+    channels, inner, outer = 4 * max(1, round(width * 192)), max(1, round(width * 128)), max(1, round(width * 768))
     return sequence(
         least1=AtLeast(5),
         pool=nn.AvgPool2d(5, 3),
-        conv1=conv_norm_act(channels, 128, 1, normalization=normalization, eps=1e-3),
+        conv1=conv_norm_act(channels, inner, 1, normalization=normalization, eps=1e-3),
         least2=AtLeast(5),
-        conv2=conv_norm_act(128, 768, 5, pad=False, normalization=normalization, eps=1e-3),
+        conv2=conv_norm_act(inner, outer, 5, pad=False, normalization=normalization, eps=1e-3),
         average=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
-        classifier=nn.Linear(768, num_classes),
+        classifier=nn.Linear(outer, num_classes),
     )
 
 

@@ -96,12 +96,14 @@ def imagenet_wide_resnet(
     in_channels: int = 3,
     stem: str = "imagenet",
     normalization: str = "batch",
+    base: int = 64,
 ) -> Network:
     """Section 3 (ImageNet): the ResNets of he2015 with k = `width` times the channels, behind the same stem of 64.
 
     18 and 34 layers: both convolutions of each basic unit are wider. 50, 101 and 152 layers (k of 1, 2 or 4): only the inner
     width of the bottlenecks is; their outputs stay at 256 to 2048 channels, and the stride is on the 3x3. `stem` is
-    "imagenet" or "small"; `normalization` "batch", "group" or "none".
+    "imagenet" or "small"; `normalization` "batch", "group" or "none". `base` are the channels of the stem, of which all others
+    are multiples: 8 makes the same network an eighth as wide.
     """
     if depth not in UNITS:
         raise RequestError(f"The wide ResNets for ImageNet have {', '.join(map(str, UNITS))} layers, not {depth}.")
@@ -110,9 +112,11 @@ def imagenet_wide_resnet(
     if stem not in STEMS:
         raise RequestError(f"stem {stem!r} is none of {', '.join(map(repr, STEMS))}.")
     _check_normalization(normalization)
+    if not isinstance(base, int) or base < 1:
+        raise RequestError(f"base is a whole number of channels of at least 1, such as 8 or 64, not {base!r}.")
     make_stem, reduction = STEMS[stem]
-    channels, stages, features = 64, [], []
-    for index, (count, inner) in enumerate(zip(UNITS[depth], _widths(width, 64, 4))):
+    channels, stages, features = base, [], []
+    for index, (count, inner) in enumerate(zip(UNITS[depth], _widths(width, base, 4))):
         stage = Stage()
         for position in range(count):
             stride = 2 if index and not position else 1
@@ -128,7 +132,7 @@ def imagenet_wide_resnet(
         stages.append(stage)
         features.append(channels)
     network = Network(
-        make_stem(in_channels, 64, normalization=normalization),
+        make_stem(in_channels, base, normalization=normalization),
         stages,
         Head(channels, num_classes),
         feature_channels=features,

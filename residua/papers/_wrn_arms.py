@@ -71,11 +71,11 @@ def _layers(count: int) -> Arm:
 
 
 def _imagenet(model: str, name: str = "") -> Arm:
-    """The basic units are an eighth as wide at smoke; the bottlenecks are left to the paper that has them."""
-    basic = re.fullmatch(r"(?:wrn|resnet)_?(18|34)(?:_(.+))?", model)
-    width = float((basic[2] or "1").replace("_", ".")) / 8 if basic else 0
-    smoke = {"model.name": "imagenet_wide_resnet", "model.options": {"depth": int(basic[1]), "width": width}} if basic else {}
-    smoke = smoke or unavailable("its 25 to 69 million parameters are no smoke test; WRN-18 and 34 stand for it")
+    """At smoke the whole depth, with an eighth of the maps."""
+    shape = re.fullmatch(r"(?:wrn|resnet)_?(\d+)(?:_(.+))?", model)
+    assert shape is not None, model
+    options = {"depth": int(shape[1]), "width": float((shape[2] or "1").replace("_", ".")), "base": 8}
+    smoke = {"model.name": "imagenet_wide_resnet", "model.options": options}
     return Arm(name or model, wrn_imagenet(model), small=unavailable(IMAGENET), smoke=smoke)
 
 

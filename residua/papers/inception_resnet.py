@@ -63,7 +63,7 @@ def _arm(model: str, name: str = "", small: bool = True, small_seeds: int = 3, *
         small=narrow if small else IMAGENET,
         small_seeds=small_seeds,
         stand_in=STAND_IN if small else "",
-        smoke=SMOKE if small else unavailable("the narrow networks stand for it"),
+        smoke=SMOKE | {"model.options": NARROW | options},
     )
 
 
@@ -76,7 +76,7 @@ WIDE_UNSCALED = Arm(
     "inception_resnet_v2-unscaled",
     replaced(inception_resnet_imagenet("inception_resnet_v2"), {"model.options": {"scale": 1.0}}),
     small=WIDE,
-    smoke=unavailable("the narrow networks stand for it"),
+    smoke=SMOKE | {"model.options": NARROW | {"scale": 1.0}},
 )
 
 
