@@ -1,0 +1,59 @@
+"""Items of the papers' own shelf at the budget smoke, from the command to the page: that what the catalogue names can be run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from reproductions import on_a_usual_machine
+from typer.testing import CliRunner
+
+from residua import budgets
+from residua.cli import app
+from residua.reproducing import reproduce
+from residua.selection import shelf
+
+
+@pytest.fixture(autouse=True)
+def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_usual_machine(monkeypatch)
+
+
+def test_every_arm_of_every_paper_has_a_form_at_smoke() -> None:
+    assert {name: reason for name, arm in shelf().arms.items() if (reason := budgets.unavailable(arm, "smoke"))} == {}
+
+
+def test_a_figure_of_a_paper_is_made_from_its_two_arms_and_decides_nothing(tmp_path: Path) -> None:
+    found = reproduce("wrn/fig2", budget="smoke", out=tmp_path)
+    assert found.failed == {}
+    assert found.document["left_out"] == {}
+    assert {run["arm"] for run in found.document["runs"]} == {"wrn_40_1", "wrn_40_4"}
+    assert [(claim["id"], claim["verdict"]) for claim in found.claims] == [("loss_rises_after_first_drop", "not attempted")]
+    (item,) = found.document["items"]
+    assert item["trouble"] == ""
+    assert {figure["title"] for figure in item["figures"]} == {"Thin and wide", "Loss of WRN-40-4"}
+    page = found.page.read_text(encoding="utf-8")
+    assert "WRN-40-4" in page
+    assert page.count("<svg") >= 2
+
+
+@pytest.mark.slow
+def test_two_tables_of_the_papers_go_from_the_command_to_their_page(tmp_path: Path) -> None:
+    options = ["--budget", "smoke", "--out", str(tmp_path), "--json"]
+    result = CliRunner().invoke(app, ["reproduce", "wrn/table8", "he2015/table2", *options])
+    assert result.exit_code == 0, result.stderr
+    document = json.loads((tmp_path / "reproduction.json").read_text(encoding="utf-8"))
+    assert document["failed"] == document["left_out"] == {}
+    items = {f"{item['paper']}/{item['id']}": item for item in document["items"]}
+    assert {name: len(item["rows"]) for name, item in items.items()} == {"wrn/table8": 8, "he2015/table2": 4}
+    for name, item in items.items():
+        for row in item["rows"]:
+            assert row["published"] is not None, name
+            assert row["measured"], (name, row)
+    verdicts = {claim["id"]: claim["verdict"] for claim in json.loads(result.stdout)}
+    assert verdicts["wide50_size"] == "shown"
+    assert verdicts["wide50_beats_152"] == verdicts["wrn50_2_top5"] == verdicts["degradation_imagenet"] == "not attempted"
+    page = (tmp_path / "reproduction.html").read_text(encoding="utf-8")
+    for printed in ("21.9", "28.54", "resnet152-fair", "imagenet-plain34"):
+        assert printed in page
