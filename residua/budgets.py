@@ -8,6 +8,7 @@ full    the paper's protocol to the letter
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from residua import models
@@ -17,7 +18,7 @@ from residua.evidence import BUDGETS
 from residua.published import Published
 from residua.recipe import Recipe, replaced
 
-__all__ = ["ALLOWANCE", "check", "recipe_at", "seeds_at", "unavailable"]
+__all__ = ["ALLOWANCE", "check", "measured_at", "recipe_at", "seeds_at", "unavailable"]
 
 ALLOWANCE = {"smoke": 1.0, "small": 60.0, "full": 300.0}
 """Seconds that one measurement of one run may take."""
@@ -55,6 +56,12 @@ def seeds_at(arm: Arm | Ensemble | Probe, budget: str, asked: int | None = None)
     if isinstance(arm, Probe):
         return arm.seeds
     return arm.full_seeds if budget == "full" else arm.small_seeds or SEEDS[arm.effect]
+
+
+def measured_at(arm: Arm | Ensemble | Probe, budget: str, named: Iterable[str]) -> tuple[str, ...]:
+    """What is measured on an arm's runs: what claims and items name, and at full the protocols by which the paper tests it."""
+    own = arm.protocols if isinstance(arm, Arm) and budget == "full" else ()
+    return tuple(dict.fromkeys((*named, *own)))
 
 
 def recipe_at(arm: Arm, budget: str, seed: int) -> Recipe:

@@ -35,7 +35,8 @@ class Arm:
     "order" (which is better: 6 epochs, three seeds). `small` and `smoke` are changes of the recipe's fields, by dotted name, at
     those budgets, beyond length and seeds (a length among them replaces the usual one); {"unavailable": reason} where a small
     form has no meaning. `small_seeds` and `full_seeds`: how many seeds (0: by `effect`). `stand_in` says how the small form
-    departs from the protocol beyond its length, such as "digits stand for MNIST".
+    departs from the protocol beyond its length, such as "digits stand for MNIST". `protocols` are those of evaluation by which
+    the paper tests the network beyond the centre crop ("ten-crop", "dense", "dense@256"): they are measured at full.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Arm:
     stand_in: str = ""
     smoke: Mapping[str, Any] = field(default_factory=dict)
     small_seeds: int = 0
+    protocols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,18 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Row:
-    """One number of a table: an arm's measure beside the printed one, "table/row/column" of the TOML ("": not printed)."""
+    """One number of a table: an arm's measure beside the printed one, "table/row/column" of the TOML ("": not printed). `full` is
+    the measure at the budget full, where the paper's protocol is another one than below it ("": the same)."""
 
     arm: str
     measure: str = "test_error"
     published: str = ""
     label: str = ""
+    full: str = ""
+
+    def measure_at(self, budget: str) -> str:
+        """What is measured at a budget."""
+        return (budget == "full" and self.full) or self.measure
 
 
 @dataclass(frozen=True)

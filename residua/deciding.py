@@ -102,9 +102,10 @@ def item_entry(key: str, item: Item, known: Known) -> dict[str, Any]:
 
 def row_entry(key: str, row: Row, evidence: Evidence) -> dict[str, Any]:
     """One row: what is printed, and what was measured with its spread over seeds (None where there is none)."""
-    values = evidence.values(row.arm, row.measure)
+    measure = row.measure_at(evidence.budget)
+    values = evidence.values(row.arm, measure)
     entry: dict[str, Any] = {
-        "label": row.label or row.arm, "arm": row.arm, "measure": row.measure, "measured": values,
+        "label": row.label or row.arm, "arm": row.arm, "measure": measure, "measured": values,
         "mean": fmean(values) if values else None, "spread": stdev(values) if len(values) > 1 else None,
         "published": None, "unit": "", "verified": None, "source": "", "approximate": False,
     }  # fmt: skip

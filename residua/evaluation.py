@@ -27,7 +27,9 @@ from residua.scorecard import Evaluation, Member
 from residua.scoring import Scores, autocast_for, evaluation_view, scores, watch
 from residua.sheets import write_sheet
 
-__all__ = ["PROTOCOLS", "Evaluation", "autocast_for", "evaluate", "evaluation_view", "load_for_scoring", "scores", "watch"]
+__all__ = [
+    "PROTOCOLS", "Evaluation", "autocast_for", "evaluate", "evaluation_view", "load_for_scoring", "scores", "stated", "watch",
+]  # fmt: skip
 
 PROTOCOLS = ("center", "ten-crop", "six-view", "dense")
 MAX_SCALE = 4096
@@ -105,6 +107,15 @@ def evaluate(
     if protocol == "center" and data is None and split is None:
         return _with_worst(opened[0], splits[_channels(opened[0])].samples, result)
     return result
+
+
+def stated(name: str) -> tuple[str, tuple[int, ...] | None] | None:
+    """The protocol that a name states, and its scales: "center", "ten-crop", "dense", or "dense@256" for a shorter side of 256
+    pixels alone; None for what is no protocol."""
+    protocol, at, side = name.partition("@")
+    if protocol not in PROTOCOLS or (at and not (protocol == "dense" and side.isdecimal())):
+        return None
+    return protocol, (int(side),) if at else None
 
 
 # ------------------------------------------------------------------------------------------------------------ the request

@@ -60,10 +60,11 @@ def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources
     """
     tasks: dict[str, list[Task]] = {}
     left_out: dict[str, str] = {}
-    for name, measurements in selection.needs(papers).items():
+    for name, named in selection.needs(papers).items():
+        arm = papers.arm(name)
+        measurements = budgets.measured_at(arm, budget, named)
         for measurement in measurements:
             papers.known_measurement(measurement)
-        arm = papers.arm(name)
         if reason := budgets.unavailable(arm, budget):
             left_out[name] = reason
             continue

@@ -84,7 +84,7 @@ def measure(name: str) -> str:
     for suffix, words in (("_parameters", "parameters"), ("_multiply_adds", "multiply-adds"), ("_ms", "time, ms")):
         if name.endswith(suffix):
             return words
-    return name.replace(".", ": ").replace("_", " ")
+    return name.replace(".", ": ").replace("@", " at ").replace("_", " ")
 
 
 def column(name: str) -> str:

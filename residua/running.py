@@ -20,7 +20,7 @@ from residua.analysis import CATALOG as ANALYSES
 from residua.analysis import Budget, NotApplicable
 from residua.claims import Arm, Ensemble, Measurement, Probe
 from residua.errors import RunError
-from residua.evaluation import PROTOCOLS, Evaluation, evaluate
+from residua.evaluation import Evaluation, evaluate, stated
 from residua.matrix import Task, read_json
 from residua.record import Listener, Silent
 from residua.runs import Run, write_atomically
@@ -168,8 +168,8 @@ def _made(device: torch.device) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _evaluation(of: Sequence[Run], protocol: str, settings: Settings) -> Evaluation:
-    return evaluate(of, protocol=protocol, data_dir=settings.data_dir, device=settings.device, save=False)
+def _evaluation(of: Sequence[Run], protocol: str, settings: Settings, scales: Sequence[int] | None = None) -> Evaluation:
+    return evaluate(of, protocol=protocol, scales=scales, data_dir=settings.data_dir, device=settings.device, save=False)
 
 
 def _evaluated(found: Evaluation) -> dict[str, float]:
@@ -184,8 +184,8 @@ def measured(name: str, path: Path, arm: str, allowance: float, settings: Settin
     """What the file of a measurement of the run in `path` holds: "result", or under "left_out" why it has no meaning for this
     network. `arm` names the network for people, `allowance` is in seconds."""
     card: dict[str, Any] = {"name": name, "allowance": allowance, "residua": __version__}
-    if name in PROTOCOLS:
-        found = _evaluation([runs.open_run(path)], name, settings)
+    if (protocol := stated(name)) is not None:
+        found = _evaluation([runs.open_run(path)], protocol[0], settings, protocol[1])
         return card | {"result": _evaluated(found) | {"used": {"images": found.num_samples}, "scales": found.scales}}
     own = settings.measurements.get(name)
     measure = own.measure if own is not None else ANALYSES.get(name).measure

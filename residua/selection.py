@@ -10,7 +10,7 @@ from typing import Any
 from residua.analysis import CATALOG as ANALYSES
 from residua.claims import Arm, Claim, Ensemble, Item, Measurement, Paper, Probe
 from residua.errors import RequestError, unknown
-from residua.evaluation import PROTOCOLS
+from residua.evaluation import PROTOCOLS, stated
 from residua.papers import CATALOG, published
 
 __all__ = ["Selection", "Shelf", "select", "shelf", "statement"]
@@ -32,7 +32,7 @@ class Shelf:
 
     def known_measurement(self, name: str) -> None:
         """Raises `RequestError` for a measurement that there is not."""
-        if name not in self.measurements and name not in ANALYSES and name not in PROTOCOLS:
+        if name not in self.measurements and name not in ANALYSES and stated(name) is None:
             raise unknown("measurement", name, [*self.measurements, *ANALYSES.names(), *PROTOCOLS])
 
     def claim(self, address: str, paper: str = "") -> tuple[str, Claim]:

@@ -20,7 +20,7 @@ import torch
 from reproductions import arm, make_shelf, on_a_usual_machine
 
 from residua import budgets, checkpoints, costing, keeping, machine, planning
-from residua.claims import Claim, Lower, NotAttempted
+from residua.claims import Claim, Item, Lower, NotAttempted, Row
 from residua.deciding import Known, outcome_of
 from residua.errors import RequestError
 from residua.evidence import Record
@@ -339,6 +339,36 @@ def test_smoke_makes_everything_and_decides_nothing(tmp_path: Path) -> None:
     assert not result.failed
     assert {entry["verdict"] for entry in result.claims if entry["budget"] == "smoke"} == {"not attempted"}
     assert all(row["measured"] for item in result.document["items"] for row in item["rows"])
+
+
+def test_at_full_the_protocols_of_the_paper_are_measured_and_stand_in_its_rows(tmp_path: Path) -> None:
+    """Below it neither they nor another address are asked for."""
+    tested = arm("tested", steps=2, protocols=("ten-crop", "dense@16"))
+    papers = make_shelf(tested)
+    rows = (Row("tested", full="ten-crop.test_error"), Row("tested", "train_error", full="dense@16.test_error"))
+    item = Item("table3", "Shortcuts", ("tested",), rows=rows)
+    papers = replace(papers, papers={"he2015": replace(papers.papers["he2015"], items=(item,), claims=())})
+    found = {}
+    for budget in ("smoke", "full"):
+        result = reproduce("he2015/table3", budget=budget, out=tmp_path, papers=papers)
+        assert result.failed == {}
+        found[budget] = result.document["items"][0]["rows"]
+        (run,) = tmp_path.glob(f"runs/{result.document['runs'][0]['id']}")
+        measured = {path.stem: json.loads(path.read_text())["result"] for path in run.glob("measured/*.json")}
+        assert set(measured) == (set(tested.protocols) if budget == "full" else set())
+    assert [row["measure"] for row in found["smoke"]] == ["test_error", "train_error"]
+    assert [row["measure"] for row in found["full"]] == ["ten-crop.test_error", "dense@16.test_error"]
+    assert measured["dense@16"]["scales"] == [16]
+    assert [row["measured"] for row in found["full"]] == [[measured[name]["test_error"]] for name in tested.protocols]
+    without = replace(tested, protocols=())
+    for budget in ("small", "full"):
+        plans = []
+        for one in (tested, without):
+            shelved = replace(papers, arms=papers.arms | {"tested": one})
+            plans.append(planning.planned(select(["he2015/table3"], shelved), shelved, budget, tmp_path, Sources()))
+        first, second = (plan.tasks["tested"] for plan in plans)
+        assert [task.id for task in first] == [task.id for task in second]
+        assert (first[0].measurements, second[0].measurements) == (tested.protocols if budget == "full" else (), ())
 
 
 def test_in_a_given_time_the_claims_that_cost_least_come_first(tmp_path: Path) -> None:

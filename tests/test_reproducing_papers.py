@@ -10,6 +10,7 @@ from reproductions import on_a_usual_machine
 from typer.testing import CliRunner
 
 from residua import budgets
+from residua.claims import Arm
 from residua.cli import app
 from residua.reproducing import reproduce
 from residua.selection import shelf
@@ -36,6 +37,24 @@ def test_a_figure_of_a_paper_is_made_from_its_two_arms_and_decides_nothing(tmp_p
     page = found.page.read_text(encoding="utf-8")
     assert "WRN-40-4" in page
     assert page.count("<svg") >= 2
+
+
+def test_at_full_every_row_has_a_measurement_that_its_arm_is_tested_by() -> None:
+    """The protocols of tables 2 to 4 of he2015 and of table 3 of VGG are asked for at full only."""
+    books = shelf()
+    tested = {name: arm.protocols for name, arm in books.arms.items() if isinstance(arm, Arm) and arm.protocols}
+    for depth in (50, 101, 152):
+        assert tested[f"imagenet-resnet{depth}"] == ("ten-crop", "dense")
+    assert (tested["vgg16"], tested["vgg16-jitter"]) == (("dense@256",), ("dense@384",))
+    for name, protocols in tested.items():
+        arm = books.arm(name)
+        assert budgets.measured_at(arm, "full", ("dense",)) == tuple(dict.fromkeys(("dense", *protocols)))
+        assert budgets.measured_at(arm, "small", ()) == budgets.measured_at(arm, "smoke", ()) == ()
+    rows = [row for paper in books.papers.values() for item in paper.items for row in item.rows if row.full]
+    assert {row.arm for row in rows} >= tested.keys() - {"imagenet-plain34-20"}
+    for row in rows:
+        assert row.full.partition(".")[0] in tested[row.arm]
+        assert row.measure_at("small") == row.measure != row.measure_at("full") == row.full
 
 
 @pytest.mark.slow

@@ -92,7 +92,8 @@ def test_every_departure_measure_and_column_of_the_papers_has_words() -> None:
     for claim in (claim for paper in books.papers.values() for claim in paper.claims):
         assert not FIELD.search(claim.rule.text), claim.id
     rows = [row for paper in books.papers.values() for item in paper.items for row in item.rows]
-    for text in (*(measure(row.measure) for row in rows), *(column(row.published.rpartition("/")[2]) for row in rows)):
+    measures = (measure(row.measure_at(budget)) for row in rows for budget in ("small", "full"))
+    for text in (*measures, *(column(row.published.rpartition("/")[2]) for row in rows)):
         assert "_" not in text
         assert "." not in text
     for paper in books.papers.values():

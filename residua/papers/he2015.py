@@ -33,13 +33,15 @@ def _cifar(name: str, effect: Effect = "order", **fields: Any) -> Arm:
     return Arm(name, he2015_cifar(name), effect, **{"full_seeds": 3 if effect == "order" else 1, **fields})
 
 
-def _imagenet(name: str, model: str, form: str = "", stand_in: str = "", **options: Any) -> Arm:
-    """An ImageNet arm; `form` is the CIFAR network that stands in for it, with the same shortcut."""
+def _imagenet(name: str, model: str, form: str = "", stand_in: str = "", dense: bool = False, **options: Any) -> Arm:
+    """An ImageNet arm; `form` is the CIFAR network that stands in for it, with the same shortcut. Tables 2 and 3 test by ten
+    crops, table 4 at several scales (`dense`)."""
     full = with_options(he2015_imagenet(model), **options)
     shortcut = {"shortcut": options["shortcut"]} if options.get("shortcut", "A") != "A" else {}
     small = standing_in(full, with_options(he2015_cifar(form), **shortcut)) if form else IMAGENET
     narrow = {} if form else {"model.options": options | {"width": 0.125}}  # at smoke: the whole depth, an eighth of the maps
-    return Arm(name, full, small=small, stand_in=stand_in, smoke=narrow)
+    protocols = ("ten-crop", "dense") if dense else ("ten-crop",)
+    return Arm(name, full, small=small, stand_in=stand_in, smoke=narrow, protocols=protocols)
 
 
 ON_CIFAR = "{} on CIFAR-10 stands for it"
@@ -74,10 +76,11 @@ ON_IMAGENET = (
     _imagenet("imagenet-resnet34-A", "resnet34", "resnet20", ON_CIFAR.format("ResNet-20, option A,"), shortcut="A"),
     _imagenet("imagenet-resnet34-B", "resnet34", "resnet20", ON_CIFAR.format("ResNet-20, option B,"), shortcut="B"),
     _imagenet("imagenet-resnet34-C", "resnet34", "resnet20", ON_CIFAR.format("ResNet-20, option C,"), shortcut="C"),
-    *(_imagenet(f"imagenet-resnet{depth}", f"resnet{depth}", stride_on="1x1") for depth in (50, 101, 152)),
+    *(_imagenet(f"imagenet-resnet{depth}", f"resnet{depth}", dense=True, stride_on="1x1") for depth in (50, 101, 152)),
 )
 OPTIONS = tuple(f"imagenet-resnet34-{kind}" for kind in "ABC")
 DEEP = tuple(f"imagenet-resnet{depth}" for depth in (50, 101, 152))
+TEN_CROPS = "ten-crop.test_error"
 SIX = ("resnet20", "resnet20-B", "resnet20-C", "resnet56", "preact20", "preact56")
 
 PANELS = (
@@ -141,39 +144,42 @@ ITEMS = (
         "table2", "Table 2: plain and residual, 18 and 34 layers on ImageNet",
         ("imagenet-plain18", "imagenet-plain34", "imagenet-resnet18", "imagenet-resnet34"),
         rows=tuple(
-            Row(f"imagenet-{kind}{depth}", published=f"table2/{kind}-{depth}/top1")
+            Row(f"imagenet-{kind}{depth}", published=f"table2/{kind}-{depth}/top1", full=TEN_CROPS)
             for kind in ("plain", "resnet")
             for depth in (18, 34)
         ),
         claims=("degradation_imagenet", "reversal_imagenet", "residual_vs_plain_34", "same_accuracy_18_faster"),
-        note="Printed: ten crops of ImageNet. Measured: the centre crop, at every budget. Below budget full CIFAR networks stand "
-        "in (their centre crop is the whole image).",
+        note="Ten crops of ImageNet, printed and, at budget full, measured. Below it CIFAR networks stand in, measured on the "
+        "whole image.",
     ),
     Item(
         "table3", "Table 3: shortcut options and deeper networks on ImageNet",
         ("imagenet-plain34", *OPTIONS, *DEEP),
         rows=(
-            Row("imagenet-plain34", published="table3/plain-34/top1"),
-            *(Row(f"imagenet-resnet34-{kind}", published=f"table3/resnet-34-{kind}/top1") for kind in "ABC"),
-            *(Row(f"imagenet-resnet{depth}", published=f"table3/resnet-{depth}/top1") for depth in (50, 101, 152)),
+            Row("imagenet-plain34", published="table3/plain-34/top1", full=TEN_CROPS),
+            *(Row(f"imagenet-resnet34-{kind}", published=f"table3/resnet-34-{kind}/top1", full=TEN_CROPS) for kind in "ABC"),
+            *(Row(f"imagenet-resnet{d}", published=f"table3/resnet-{d}/top1", full=TEN_CROPS) for d in (50, 101, 152)),
         ),
         claims=("shortcut_order", "projection_not_essential", "deeper_bottlenecks_better"),
-        note="Printed: ten crops of ImageNet. Measured: the centre crop, at every budget. Below budget full CIFAR networks stand "
-        "in (their centre crop is the whole image), ResNet-20 for the three options.",
+        note="Ten crops of ImageNet, printed and, at budget full, measured. Below it CIFAR networks stand in, measured on the "
+        "whole image, ResNet-20 for the three options.",
     ),
     Item(
-        "table4", "Table 4: multi-scale testing", ("imagenet-resnet34-B", "imagenet-resnet34-C"), ("dense",),
+        "table4", "Table 4: multi-scale testing", ("imagenet-resnet34-B", "imagenet-resnet34-C", *DEEP), ("dense",),
         rows=tuple(
-            Row(f"imagenet-resnet34-{kind}", measure, published, f"option {kind}, {words}")
-            for kind in "BC"
-            for measure, published, words in (
-                ("test_error", f"table3/resnet-34-{kind}/top1", "centre crop (printed: ten crops)"),
-                ("dense.test_error", f"table4/resnet-34-{kind}/top1", "several scales"),
+            Row(arm, measure, published, f"{label}, {words}", full)
+            for arm, row, label in (
+                *((f"imagenet-resnet34-{kind}", f"resnet-34-{kind}", f"option {kind}") for kind in "BC"),
+                *((f"imagenet-resnet{depth}", f"resnet-{depth}", f"{depth} layers") for depth in (50, 101, 152)),
+            )
+            for measure, published, words, full in (
+                ("test_error", f"table3/{row}/top1", "one scale, as in table 3", TEN_CROPS),
+                ("dense.test_error", f"table4/{row}/top1", "several scales", ""),
             )
         ),
-        claims=("single_beats_ensembles",),
-        note="Several scales: fully convolutional, scores averaged over scales. The rows of the centre crop stand beside the ten "
-        "crops of table 3. Below budget full ResNet-20 on CIFAR-10 stands in.",
+        claims=("single_beats_ensembles", "deeper_bottlenecks_better"),
+        note="Several scales: fully convolutional, scores averaged over scales. One scale: ten crops at budget full, below it "
+        "the whole image of CIFAR-10, on which ResNet-20 stands in for the three options.",
     ),
     Item(
         "table5", "Table 5: an ensemble of six models", ("he2015-ensemble", *SIX),
