@@ -36,7 +36,8 @@ class Arm:
     those budgets, beyond length and seeds (a length among them replaces the usual one); {"unavailable": reason} where a small
     form has no meaning. `small_seeds` and `full_seeds`: how many seeds (0: by `effect`). `stand_in` says how the small form
     departs from the protocol beyond its length, such as "digits stand for MNIST". `protocols` are those of evaluation by which
-    the paper tests the network beyond the centre crop ("ten-crop", "dense", "dense@256"): they are measured at full.
+    the paper tests the network beyond the centre crop ("ten-crop", "dense", "dense@256"): they are measured at full. `departs`
+    says how `recipe` and `protocols` depart from the paper all the same, and why.
     """
 
     name: str
@@ -48,16 +49,19 @@ class Arm:
     smoke: Mapping[str, Any] = field(default_factory=dict)
     small_seeds: int = 0
     protocols: tuple[str, ...] = ()
+    departs: str = ""
 
 
 @dataclass(frozen=True)
 class Ensemble:
     """Arms whose probabilities are averaged, named and used like an arm; each seed combines the members' runs of that seed.
-    `protocol`: "center", "ten-crop" or "dense" (`residua.evaluation`). Its measures: "test_error", "top5_error", "test_loss"."""
+    `protocol`: "center", "ten-crop" or "dense" (`residua.evaluation`). Its measures: "test_error", "top5_error", "test_loss".
+    `departs` says how it departs from the paper's at any budget, and why."""
 
     name: str
     members: tuple[str, ...]
     protocol: str = "center"
+    departs: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from residua import budgets, keeping, machine, matrix, planning, reproduction_page, runs
+from residua.claims import Arm, Ensemble
 from residua.deciding import Known, claim_entry, item_entry, outcome_of
 from residua.errors import RequestError, RunError
 from residua.evidence import Outcome
 from residua.matrix import Sources, Task, read_record
 from residua.planning import Planned
+from residua.recipe import differences
 from residua.record import Listener, Silent
 from residua.reproduction_facts import completed
 from residua.running import Settings, carry_out
@@ -232,18 +234,22 @@ def _run_entry(task: Task, places: Sequence[str]) -> dict[str, Any]:
     members = ", ".join(part.id for part in task.parts)
     return {
         "id": task.id, "arm": task.arm.name, "seed": task.seed, "values": card["values"], "broken_off": card["broken_off"],
-        "departures": departures(task), "stand_in": getattr(task.arm, "stand_in", ""), "left_out": card["left_out"],
+        "departures": departures(task), "departs": _departs(task), "left_out": card["left_out"],
         "git": card["manifest"].get("git"), "processor": card["manifest"].get("hardware", {}).get("processor"),
         "verify": "" if members else shlex.join(["residua", "reproduce", "--verify", task.id, *places]),
         "unrepeatable": f"it combines networks whose weights are not kept; repeat {members}" if members else "",
     }  # fmt: skip
 
 
+def _departs(task: Task) -> str:
+    """How a run departs from the paper beyond what the fields of recipes tell."""
+    if isinstance(task.arm, Arm) and task.budget != "full":
+        return task.arm.stand_in
+    return task.arm.departs if isinstance(task.arm, (Arm, Ensemble)) else ""
+
+
 def departures(task: Task) -> dict[str, list[Any]]:
     """The fields of the recipe that differ from the paper's protocol: [there, here]."""
-    from residua.claims import Arm
-    from residua.recipe import differences
-
     if not isinstance(task.arm, Arm):
         return {}
     here = budgets.recipe_at(task.arm, task.budget, task.seed)

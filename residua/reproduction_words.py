@@ -120,7 +120,7 @@ def difference(run: Mapping[str, Any]) -> list[str]:
             phrases.append(
                 f"{FIELDS.get(name, name.rpartition('.')[2].replace('_', ' '))}: {_set(here)} instead of {_set(there)}"
             )
-    return phrases + ([run["stand_in"]] if run["stand_in"] else [])
+    return phrases + ([run["departs"]] if run["departs"] else [])
 
 
 def departed(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -343,7 +343,9 @@ def test_smoke_makes_everything_and_decides_nothing(tmp_path: Path) -> None:
 
 def test_at_full_the_protocols_of_the_paper_are_measured_and_stand_in_its_rows(tmp_path: Path) -> None:
     """Below it neither they nor another address are asked for."""
-    tested = arm("tested", steps=2, protocols=("ten-crop", "dense@16"))
+    tested = arm(
+        "tested", 2, protocols=("ten-crop", "dense@16"), stand_in="few for many", departs="digits, because they are here"
+    )
     papers = make_shelf(tested)
     rows = (Row("tested", full="ten-crop.test_error"), Row("tested", "train_error", full="dense@16.test_error"))
     item = Item("table3", "Shortcuts", ("tested",), rows=rows)
@@ -353,6 +355,7 @@ def test_at_full_the_protocols_of_the_paper_are_measured_and_stand_in_its_rows(t
         result = reproduce("he2015/table3", budget=budget, out=tmp_path, papers=papers)
         assert result.failed == {}
         found[budget] = result.document["items"][0]["rows"]
+        assert result.document["runs"][0]["departs"] == (tested.departs if budget == "full" else tested.stand_in)
         (run,) = tmp_path.glob(f"runs/{result.document['runs'][0]['id']}")
         measured = {path.stem: json.loads(path.read_text())["result"] for path in run.glob("measured/*.json")}
         assert set(measured) == (set(tested.protocols) if budget == "full" else set())

@@ -10,7 +10,7 @@ from reproductions import on_a_usual_machine
 from typer.testing import CliRunner
 
 from residua import budgets
-from residua.claims import Arm
+from residua.claims import Arm, Probe
 from residua.cli import app
 from residua.reproducing import reproduce
 from residua.selection import shelf
@@ -55,6 +55,18 @@ def test_at_full_every_row_has_a_measurement_that_its_arm_is_tested_by() -> None
     for row in rows:
         assert row.full.partition(".")[0] in tested[row.arm]
         assert row.measure_at("small") == row.measure != row.measure_at("full") == row.full
+
+
+def test_where_full_departs_from_a_paper_the_reason_is_said() -> None:
+    """Training that nobody can repeat, data that are too large, what no recipe and no protocol here does."""
+    said = {name: arm.departs for name, arm in shelf().arms.items() if not isinstance(arm, Probe)}
+    for name in (
+        "imagenet-resnet152", "he2015-ensemble", "imagenet2016-preact_resnet200", "wrn_40_4", "wrn_28_10-cifar100", "wrn_40_2-l3",
+        "wrn_28_2-B(3,3)", "preact110", "vgg16", "vgg19-jitter",
+    ):  # fmt: skip
+        assert " because " in said[name], name
+    for name, text in said.items():
+        assert not text or (text[0].islower() and not text.endswith(".")), name  # a phrase among others of a list
 
 
 @pytest.mark.slow

@@ -209,7 +209,7 @@ def test_hostile_texts_are_shown_and_never_obeyed(document: dict[str, Any]) -> N
         for figure in item["figures"]:
             figure.update(title=HOSTILE, caption=HOSTILE)
     for run in evil["runs"]:
-        run.update(id=HOSTILE, arm=HOSTILE, stand_in=HOSTILE, broken_off=HOSTILE, verify=HOSTILE)
+        run.update(id=HOSTILE, arm=HOSTILE, departs=HOSTILE, broken_off=HOSTILE, verify=HOSTILE)
         run.update(git=HOSTILE, processor=HOSTILE, unrepeatable=HOSTILE)
         run["departures"] = {HOSTILE: [HOSTILE, HOSTILE]}
     page = reproduction_page.page(evil)

@@ -69,13 +69,13 @@ def test_two_numbers_of_one_place_are_two_lines() -> None:
 
 def test_departures_are_said_in_words_with_the_arms_they_hold_for() -> None:
     run = {
-        "arm": "plain20", "stand_in": "digits stand for MNIST", "broken_off": "",
+        "arm": "plain20", "departs": "digits stand for MNIST", "broken_off": "",
         "departures": {"steps": [64000, None], "epochs": [None, 8.0], "data.source": ["cifar10", "digits"], "name": ["a", "b"]},
     }  # fmt: skip
     assert difference(run) == [
         "8 epochs of training instead of 64,000 updates", "data: digits instead of cifar10", "digits stand for MNIST",
     ]  # fmt: skip
-    other = {**run, "arm": "plain56", "departures": {"steps": [64000, None], "epochs": [None, 8.0]}, "stand_in": ""}
+    other = {**run, "arm": "plain56", "departures": {"steps": [64000, None], "epochs": [None, 8.0]}, "departs": ""}
     assert departed([run, other]) == [
         ("8 epochs of training instead of 64,000 updates", ""), ("data: digits instead of cifar10", "plain20"),
         ("digits stand for MNIST", "plain20"),

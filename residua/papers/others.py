@@ -30,9 +30,17 @@ CIFAR = {
 }
 TINY = {"data.image_size": 32}  # what five poolings take
 # Table 3 tests densely at the side of training, under jitter at the mean of its bounds.
-NETS = tuple(
-    Arm(name, vgg_imagenet(name), small=CIFAR, stand_in=STAND_IN, smoke=TINY, protocols=("dense@256",)) for name in LETTERS
+PLATEAUS = (
+    "the learning rate falls after a fourth, a half and three fourths of the training, because the paper's rule, when the "
+    "validation error stops to fall, depends on who looks; deeper networks start from random weights instead of those of network "
+    "A, as the paper says is possible"
 )
+NETS = tuple(
+    Arm(
+        name, vgg_imagenet(name), small=CIFAR, stand_in=STAND_IN, smoke=TINY, protocols=("dense@256",), departs=PLATEAUS,
+    )
+    for name in LETTERS
+)  # fmt: skip
 JITTERED = tuple(
     Arm(
         f"{name}-jitter",
@@ -40,6 +48,7 @@ JITTERED = tuple(
         small=unavailable(IMAGENET),
         smoke=TINY | {"model.options": NARROW},
         protocols=("dense@384",),
+        departs=PLATEAUS,
     )
     for name in ("vgg16", "vgg19")
 )

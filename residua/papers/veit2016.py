@@ -24,6 +24,10 @@ __all__ = ["veit2016"]
 LONG = unavailable("the runs of 20, 32 and 56 layers stand for it")
 EFFECTIVE = unavailable("training on short paths takes the full length to be compared")
 NO_WARMUP = {"schedule.warmup": 0.0}  # as the networks of 20 layers of the other papers
+RECIPE = (
+    "trained by the recipe of he2016, because none here is that of fb.resnet.torch for CIFAR: the rates, the batch and the "
+    "length are the same, the images are normalised and the weights initialised a little otherwise"
+)
 READING = "it is about printed numbers that differ; nothing can be run for it."
 DEEP, SHALLOW = "preact110", "preact56"
 FIFTY_SIX = "Below budget full 56 layers stand for 110, trained for six epochs, one seed."
@@ -31,7 +35,7 @@ FIFTY_SIX = "Below budget full 56 layers stand for 110, trained for six epochs, 
 
 def _net(name: str, depth: int, small: dict[str, Any] | None = None, seeds: int = 1, **options: Any) -> Arm:
     recipe = with_options(he2016_cifar("preact_cifar_resnet"), depth=depth, **options)
-    return Arm(name, recipe, small=NO_WARMUP if small is None else small, small_seeds=seeds)
+    return Arm(name, recipe, small=NO_WARMUP if small is None else small, small_seeds=seeds, departs=RECIPE)
 
 
 ARMS = (
