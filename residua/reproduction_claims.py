@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from residua.reproduction_words import broken, compared, departed, facts, rule, said, unbounded
+from residua.reproduction_words import because, broken, compared, departed, facts, rule, said, unbounded
 from residua.wording import counted, duration
 
 __all__ = ["SIGNS", "anchor", "claim_view", "interval"]
@@ -31,7 +31,7 @@ def claim_view(entry: Mapping[str, Any], runs: Mapping[str, Mapping[str, Any]]) 
         **entry, "anchor": anchor("claim", entry["paper"], entry["id"]), "sign": SIGNS[entry["verdict"]],
         "kind": ABOUT.get(entry["about"], ""), "statement": said(entry["statement"]), "why": said(entry["why"]),
         "rule": rule(entry["rule"]), "broken": broken(own),
-        "evidence": _evidence(numbers), "seeds": _seeds(own), "departed": departed(own),
+        "evidence": _evidence(numbers), "seeds": _seeds(own), "departed": departed(own), "because": because(entry["budget"]),
         "runs": [{"id": run["id"], "anchor": anchor("run", run["id"])} for run in own], "forecast": _forecast(entry["cost"]),
     }  # fmt: skip
 

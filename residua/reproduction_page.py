@@ -14,7 +14,7 @@ from residua.evidence import VERDICTS
 from residua.report import environment, packaged, printable
 from residua.reproduction_claims import SIGNS, anchor, claim_view
 from residua.reproduction_tables import spread, table
-from residua.reproduction_words import broken, departed, difference, number, revision
+from residua.reproduction_words import because, broken, departed, difference, number, revision
 from residua.wording import NOTHING, counted, duration, value
 
 __all__ = ["page", "spread", "tally"]
@@ -41,7 +41,8 @@ def page(document: Mapping[str, Any]) -> str:
         made=_date(document["made"]),
         version=document["version"], budget=document["budget"], again=document["again"],
         figures=_figures(document), verdicts=_bar(document["claims"]), papers=_papers(document, claims, runs),
-        runs=[_run(run) for run in document["runs"]], failed=document["failed"], long=len(runs) > SHOWN_ALONE,
+        runs=[_run(run) for run in document["runs"]], because=because(document["budget"]),
+        failed=document["failed"], long=len(runs) > SHOWN_ALONE,
         machine=[(words, value(document["hardware"][name])) for name, words in MACHINE.items() if name in document["hardware"]],
         versions=list(document["versions"].items()),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from residua.wording import NOTHING, decimal, value
 
 __all__ = [
     "Fact",
+    "because",
     "broken",
     "column",
     "compared",
@@ -59,6 +60,13 @@ FIELDS = {
 }  # fmt: skip
 LENGTHS = ("steps", "epochs", "minutes")
 UNSAID = ("name", *LENGTHS)  # a recipe's name computes nothing; lengths are said together
+REASONS = {
+    "smoke": "The budget smoke proves within seconds a network that all of it can be run: hence the digits, a few updates and, "
+    "where a network is large, a small one of its structure.",
+    "small": "The budget small looks for the direction of an effect on a small machine, where full trainings would take days to "
+    "months: hence shorter ones, with schedules shortened alike, and smaller networks or data where theirs are too large.",
+    "full": "The budget full keeps to the papers; where a run differs all the same, the reason stands beside it.",
+}
 NUMBERS = {
     "p": "p", "arm": "run", "r2": "R²", "rho": "rank correlation", "lr": "learning rate", "std": "standard deviation",
     "low": "lower bound", "high": "upper bound", "state": "when", "share": "share",
@@ -131,6 +139,11 @@ def departed(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
         for phrase in difference(run):
             found.setdefault(phrase, {})[run["arm"]] = None
     return [(phrase, "" if len(names) == len(arms) else ", ".join(names)) for phrase, names in found.items()]
+
+
+def because(budget: str) -> str:
+    """Why the runs of a budget differ from the protocol; "" for what no run decides."""
+    return REASONS.get(budget, "")
 
 
 def broken(runs: Sequence[Mapping[str, Any]]) -> list[str]:

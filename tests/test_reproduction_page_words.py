@@ -9,10 +9,11 @@ import pytest
 
 from residua import budgets
 from residua.claims import Arm
+from residua.evidence import BUDGETS
 from residua.recipe import differences
 from residua.reproduction_claims import interval
 from residua.reproduction_tables import table
-from residua.reproduction_words import FIELDS, UNSAID, column, departed, difference, facts, measure, rule, said
+from residua.reproduction_words import FIELDS, UNSAID, because, column, departed, difference, facts, measure, rule, said
 from residua.selection import shelf
 
 FIELD = re.compile(r"\b(?:test|train|top5)_(?:error|loss)\b|\b\w+\.median_std\b")
@@ -80,6 +81,15 @@ def test_departures_are_said_in_words_with_the_arms_they_hold_for() -> None:
         ("8 epochs of training instead of 64,000 updates", ""), ("data: digits instead of cifar10", "plain20"),
         ("digits stand for MNIST", "plain20"),
     ]  # fmt: skip
+
+
+def test_every_budget_says_why_its_runs_differ_in_one_sentence() -> None:
+    sentences = [because(budget) for budget in BUDGETS]
+    assert len(set(sentences)) == len(BUDGETS)
+    for budget, sentence in zip(BUDGETS, sentences):
+        assert sentence.startswith(f"The budget {budget} ")
+        assert sentence.count(".") == 1
+    assert because("exact") == ""
 
 
 def test_every_departure_measure_and_column_of_the_papers_has_words() -> None:
