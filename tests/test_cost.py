@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from residua.cost import kept_bytes, layer_costs, layer_table, num_parameters
-from residua.models import create_model
+from residua.models import create_model, outlined
 
 
 def test_a_layer_keeps_its_input_unless_another_one_has_kept_it_already() -> None:
@@ -103,3 +107,24 @@ def test_the_table_of_a_catalogue_network_adds_up() -> None:
     rows = layer_table(network, (3, 32, 32))
     assert sum(row.parameters for row in rows) == num_parameters(network)
     assert all(row.kept_bytes is None for row in rows)
+
+
+def test_a_network_is_outlined_for_counting_without_a_draw() -> None:
+    """Draws on the meta device go through Python and take longer than the network is worth."""
+    drawn: list[str] = []
+
+    class Watched(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if getattr(function, "__name__", "").endswith(("normal_", "uniform_")):
+                drawn.append(function.__name__)
+            return function(*args, **(kwargs or {}))
+
+    before = torch.random.get_rng_state()
+    with Watched():
+        network = outlined("resnet20")
+    assert not drawn
+    assert next(network.parameters()).is_meta
+    assert num_parameters(network) == 269_722
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from residua import variations
 from residua.catalog import Catalog
@@ -50,10 +51,26 @@ def outlined(name: str, **options: Any) -> Network:
     counting, and without a trace in torch's generator."""
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _Undrawn():
                 return create_model(name, **options)
         except (NotImplementedError, RuntimeError):
             return create_model(name, **options)
+
+
+DRAWS = frozenset({
+    torch.Tensor.normal_, torch.Tensor.uniform_, torch.nn.init.normal_, torch.nn.init.uniform_,
+    torch.nn.init.kaiming_normal_, torch.nn.init.kaiming_uniform_,
+})  # fmt: skip
+
+
+class _Undrawn(TorchFunctionMode):
+    """Within it tensors are not filled with draws: on the meta device they have no values, and to draw them takes longest."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        return (args[0] if args else given["tensor"]) if function in DRAWS else function(*args, **given)
 
 
 def check_options(name: str, entry: Callable[..., Network], options: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from residua import cost, keyed
 from residua.census import Census, census
 from residua.evidence import Outcome
 from residua.graph import capture
-from residua.models import create_model
+from residua.models import create_model, outlined
 from residua.network import Network
 from residua.printed import published
 
@@ -28,8 +28,7 @@ def settled(holds: bool, why: str, **numbers: Any) -> Outcome:
 
 def on_meta(name: str, **options: Any) -> Network:
     """A network of the catalogue with shapes and no values."""
-    with torch.device("meta"):
-        return create_model(name, **options)
+    return outlined(name, **options)
 
 
 def parameters(name: str, **options: Any) -> int:
