@@ -12,6 +12,7 @@ from residua.claims import Claim, Evidence, Item, NotAttempted, Outcome, Row
 from residua.errors import RequestError
 from residua.evidence import Record
 from residua.papers import published
+from residua.rules import settled_parts
 from residua.selection import statement
 
 __all__ = ["Known", "claim_entry", "item_entry", "outcome_of", "plain", "row_entry"]
@@ -42,7 +43,14 @@ class Known:
 
 def outcome_of(claim: Claim, known: Known) -> Outcome:
     """What the rule decides on what is known, and whether that was computed in one precision; where it cannot, why its arms have
-    not run."""
+    not run, and which of its parts need no run and are settled."""
+    outcome = _decided(claim, known)
+    if outcome.verdict != "not attempted" or not (settled := settled_parts(claim.rule, known.budget)):
+        return outcome
+    return replace(outcome, why=_sentences([outcome.why, f"Settled: {_sentences(settled)}"]))
+
+
+def _decided(claim: Claim, known: Known) -> Outcome:
     try:
         outcome = claim.decide(known.evidence(claim.arms))
     except Exception as error:  # one rule that fails must not take the report of hours of runs with it

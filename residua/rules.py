@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Protocol
 
 from residua.comparing import CONFIDENCE, binomial_error, holm
 from residua.evidence import Evidence, Outcome, not_attempted
 
 __all__ = [
-    "AllOf", "Exact", "Fails", "Measured", "NotAttempted", "Rule", "Works", "because", "missing_of", "named", "tested_images",
-    "unbroken",
+    "AllOf", "ByBudget", "Exact", "Fails", "Measured", "NotAttempted", "Rule", "Works", "because", "missing_of", "named",
+    "settled_parts", "tested_images", "unbroken",
 ]  # fmt: skip
 
 WORDS = {
@@ -137,7 +138,33 @@ class Exact:
     decide: Callable[[], Outcome]
 
     def __call__(self, evidence: Evidence) -> Outcome:
-        return self.decide()
+        return _once(self.decide)
+
+
+@cache
+def _once(decide: Callable[[], Outcome]) -> Outcome:
+    """What is settled stays so: networks are built for it once a process, whatever number of budgets it is asked at."""
+    return decide()
+
+
+@dataclass(frozen=True)
+class ByBudget:
+    """`full` decides at the full budget, `small` at the others; `because` says why they differ."""
+
+    full: Rule
+    small: Rule
+    because: str
+
+    @property
+    def text(self) -> str:
+        return f"At the full budget: {self.full.text} At the small one ({self.because}): {self.small.text}"
+
+    def at(self, budget: str) -> Rule:
+        """The rule that decides at a budget."""
+        return self.full if budget == "full" else self.small
+
+    def __call__(self, evidence: Evidence) -> Outcome:
+        return self.at(evidence.budget)(evidence)
 
 
 @dataclass(frozen=True)
@@ -165,6 +192,22 @@ def unbroken(arm: str, decide: Callable[[Evidence], Outcome]) -> Callable[[Evide
         return Outcome("under-powered", f"{outcome.why} But seed {', '.join(broken)} of {arm} broke off.", outcome.numbers)
 
     return decided
+
+
+def settled_parts(rule: Rule, budget: str) -> list[str]:
+    """What structure or arithmetic shows of a rule of several parts, a text a part; runs must settle the others."""
+    if isinstance(rule, ByBudget):
+        return settled_parts(rule.at(budget), budget)
+    if not isinstance(rule, AllOf):
+        return []
+    found: list[str] = []
+    for part in rule.rules:
+        if isinstance(part, Exact):
+            outcome = _once(part.decide)
+            found += [outcome.why] if outcome.verdict == "shown" else []
+        else:
+            found += settled_parts(part, budget)
+    return found
 
 
 def named(measure: str) -> str:

@@ -20,7 +20,7 @@ import torch
 from reproductions import arm, make_shelf, on_a_usual_machine
 
 from residua import budgets, checkpoints, costing, keeping, machine, planning
-from residua.claims import Claim, Item, Lower, NotAttempted, Row
+from residua.claims import AllOf, Claim, Exact, Item, Lower, NotAttempted, Outcome, Row
 from residua.deciding import Known, outcome_of
 from residua.errors import RequestError
 from residua.evidence import Record
@@ -188,6 +188,21 @@ def test_why_a_claim_is_not_attempted_names_what_is_missing() -> None:
     known = Known("small", [], left_out={"plain": "it is plain", "residual": "it is too", "long": "it is long"})
     assert outcome_of(claim, known).why.count("has no run at this budget: it is") == 3
     assert "yet" not in outcome_of(claim, known).why
+
+
+def test_a_claim_that_is_not_attempted_says_which_of_its_parts_are_settled() -> None:
+    exact = Exact("It is counted.", lambda: Outcome("shown", "1 of 2 is half"))
+    claim = Claim("x", AllOf(exact, Lower("plain", "residual")), ("plain", "residual"), statement="It is better.")
+    for known in (
+        Known("small"),  # nothing has run
+        Known("small", [Record("plain", 0, {"test_error": 5.0})]),
+        Known("small", left_out={"plain": "it is plain", "residual": "it is too"}),
+    ):
+        outcome = outcome_of(claim, known)
+        assert outcome.verdict == "not attempted"
+        assert outcome.why.endswith(". Settled: 1 of 2 is half.")
+    records = [Record(arm, 0, {"test_error": error}) for arm, error in (("plain", 5.0), ("residual", 50.0))]
+    assert "Settled" not in outcome_of(claim, Known("small", records)).why
 
 
 def test_runs_in_different_precisions_are_told() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from residua.claims import AllOf, Claim, Equal, Evidence, Exact, Fails, Lower, NotAttempted, Ordered, Outcome, Record, Rule, Works
 from residua.comparing import compared, holm
+from residua.rules import ByBudget, settled_parts
 
 DRAWS = 1_500
 
@@ -167,3 +168,28 @@ def test_every_rule_says_in_words_what_decides(rule: Rule) -> None:
     assert "under-powered" in text
     assert "95 %" in text
     assert "a" in text
+
+
+def test_what_needs_no_run_is_settled_once() -> None:
+    counted: list[int] = []
+
+    def count() -> Outcome:
+        counted.append(1)
+        return Outcome("shown", "Counted.")
+
+    rule = AllOf(Exact("It is counted.", count), Lower("a", "b"))
+    for budget in ("small", "full"):
+        assert rule(evidence(budget, a=[1.0], b=[2.0])).verdict == "under-powered"
+    assert len(counted) == 1
+
+
+def test_the_parts_that_need_no_run_are_those_of_the_budget() -> None:
+    exact = Exact("It is counted.", lambda: Outcome("shown", "Counted."))
+    wrong = Exact("It is not so.", lambda: Outcome("refuted", "It is not."))
+    rule = ByBudget(AllOf(AllOf(exact, Lower("a", "b")), wrong), Lower("a", "b"), "it is shorter")
+    assert settled_parts(rule, "full") == ["Counted."]
+    assert settled_parts(rule, "small") == []
+    assert settled_parts(exact, "full") == []
+    assert rule(evidence("small", a=[1.0], b=[20.0])).verdict == "shown"
+    assert rule(evidence("full", a=[1.0], b=[20.0])).verdict == "refuted"
+    assert "it is shorter" in rule.text

@@ -64,7 +64,8 @@ def gates_contain_the_identity() -> Outcome:
         other = in_float64("preact_cifar_resnet", depth=20, unit=unit)
         original = _without_extras(other, unit)
         found[unit] = _apart(original, other)
-    why = f"The largest difference of the outputs: {', '.join(f'{unit} {apart:.1e}' for unit, apart in found.items())}."
+    said = {unit: f"less than {ROUNDING:g}" if apart < ROUNDING else f"{apart:.1e}" for unit, apart in found.items()}
+    why = f"The largest difference of the outputs: {', '.join(f'{unit} {words}' for unit, words in said.items())}."
     return settled(max(found.values()) < ROUNDING, why, differences=found)
 
 

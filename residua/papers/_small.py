@@ -6,6 +6,7 @@ from typing import Any
 
 from residua.claims import Evidence, Measured, Outcome, Rule
 from residua.comparing import compared
+from residua.rules import ByBudget
 
 __all__ = ["IMAGENET", "LENGTH", "PRINTED", "by_budget", "not_worse", "unavailable"]
 
@@ -19,13 +20,9 @@ def unavailable(reason: str) -> dict[str, Any]:
     return {"unavailable": reason}
 
 
-def by_budget(full: Rule, small: Rule, because: str) -> Measured:
+def by_budget(full: Rule, small: Rule, because: str) -> ByBudget:
     """`full` decides at the full budget, `small` at the others; `because` says why they differ."""
-
-    def decide(evidence: Evidence) -> Outcome:
-        return (full if evidence.budget == "full" else small)(evidence)
-
-    return Measured(f"At the full budget: {full.text} At the small one ({because}): {small.text}", decide)
+    return ByBudget(full, small, because)
 
 
 def not_worse(left: str, right: str, margin: float, measure: str = "test_error", reason: str = "") -> Measured:
