@@ -10,9 +10,9 @@ from typing import Any
 
 from residua.claims import Claim, Evidence, Item, NotAttempted, Outcome, Row
 from residua.errors import RequestError
-from residua.evidence import Record
+from residua.evidence import Record, not_attempted
 from residua.papers import published
-from residua.rules import settled_parts
+from residua.rules import ByBudget, settled_parts
 from residua.selection import statement
 
 __all__ = ["Known", "claim_entry", "item_entry", "outcome_of", "plain", "row_entry"]
@@ -57,7 +57,10 @@ def _decided(claim: Claim, known: Known) -> Outcome:
         return Outcome("not attempted", f"The rule could not be applied ({type(error).__name__}: {error}).")
     if outcome.verdict != "not attempted":
         return replace(outcome, why=_sentences([outcome.why, *_precisions(claim, known)]))
-    if isinstance(claim.rule, NotAttempted) or known.budget == "smoke":
+    rule = claim.rule.at(known.budget) if isinstance(claim.rule, ByBudget) else claim.rule
+    if isinstance(rule, NotAttempted):  # whatever has run
+        return not_attempted(rule.reason)
+    if known.budget == "smoke":
         return outcome
     there = {record.arm for record in known.records}
     without = [arm for arm in claim.arms if arm not in there]

@@ -29,6 +29,7 @@ from residua.papers import published
 from residua.recipe import Model, Recipe, differences, from_dict, replaced
 from residua.reproducing import Unwatched, reproduce
 from residua.results_page import best_known
+from residua.rules import ByBudget
 from residua.running import Settings, carry_out, thinned
 from residua.selection import select, shelf, statement
 from residua.training import Interrupted
@@ -188,6 +189,14 @@ def test_why_a_claim_is_not_attempted_names_what_is_missing() -> None:
     known = Known("small", [], left_out={"plain": "it is plain", "residual": "it is too", "long": "it is long"})
     assert outcome_of(claim, known).why.count("has no run at this budget: it is") == 3
     assert "yet" not in outcome_of(claim, known).why
+
+
+def test_a_rule_that_is_not_attempted_at_a_budget_says_why_whatever_has_run() -> None:
+    rule = ByBudget(Lower("plain", "long"), NotAttempted("it is about the end"), "nothing ends")
+    claim = Claim("x", rule, ("plain", "long"), statement="It is better.")
+    for records in ([], [Record("plain", 0, {"test_error": 5.0})]):
+        assert outcome_of(claim, Known("small", records, left_out={"long": "it is long"})).why == "it is about the end"
+    assert outcome_of(claim, Known("full", left_out={"long": "it is long"})).why.endswith("it is long.")
 
 
 def test_a_claim_that_is_not_attempted_says_which_of_its_parts_are_settled() -> None:
