@@ -16,6 +16,7 @@ from residua.errors import RequestError
 from residua.matrix import Run, Sources, Task, address_of, addressed, read_json
 from residua.scoring import chosen_device
 from residua.selection import Selection, Shelf
+from residua.supposing import obstacle
 
 __all__ = ["Planned", "fitting", "ordered", "planned"]
 
@@ -48,6 +49,18 @@ class Planned:
                 found.update({one.id: one for one in (*task.parts, task)})
         return list(found.values())
 
+    @cached_property
+    def settling(self) -> list[Claim]:
+        """The claims that some runs of this plan could settle."""
+        seeds = {name: len(tasks) for name, tasks in self.tasks.items()}
+        return [claim for _, claim in self.selection.claims if not obstacle(claim, self.budget, seeds, self.left_out)]
+
+    @cached_property
+    def useful(self) -> set[Run]:
+        """The runs on which a claim that could be settled, or an item, stands."""
+        parts: list[Claim | Item] = [*self.settling, *(item for _, item in self.selection.items)]
+        return {task.run for part in parts for task in self.of(part)}
+
     def cost(self, tasks: Iterable[Task]) -> float:
         """The forecast seconds of those that are not done; what several arms share is paid for once."""
         return sum({task.run: self.costs[task.id] for task in tasks if task.state() != "done"}.values())
@@ -79,7 +92,8 @@ def planned(selection: Selection, papers: Shelf, budget: str, out: Path, sources
 def ordered(plan: Planned) -> list[Task]:
     """All tasks in the order in which most claims are decided soonest: again and again the claim, or the two claims, whose
     missing runs cost least for each claim that is decided with them (claims that share runs cost little together); then the
-    claims that lack an arm at this budget, then the items in the same way, then the rest. Members of an ensemble come before it.
+    claims that lack an arm at this budget, then the items in the same way, then the rest, with the claims that no run at this
+    budget could settle. Members of an ensemble come before it.
     """
     return _chosen(plan, math.inf)
 
@@ -90,9 +104,8 @@ def fitting(plan: Planned, seconds: float) -> list[Task]:
 
 
 def _chosen(plan: Planned, seconds: float) -> list[Task]:
-    claims = [claim for _, claim in plan.selection.claims]
-    lacking = [claim for claim in claims if plan.left_out.keys() & set(claim.arms)]
-    whole = [claim for claim in claims if claim not in lacking]
+    lacking = [claim for claim in plan.settling if plan.left_out.keys() & set(claim.arms)]
+    whole = [claim for claim in plan.settling if claim not in lacking]
     costs: dict[Run, float] = {}
     for task in plan.all():
         costs[task.run] = max(costs.get(task.run, 0.0), plan.costs[task.id] if task.state() != "done" else 0.0)

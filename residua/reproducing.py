@@ -165,7 +165,11 @@ def _known(plan: Planned, failed: Mapping[str, str], minutes: float | None) -> K
             left_out[task.arm.name] = "the runs that it combines are not all there"
         elif minutes is not None and not task.record.is_file():
             forecast = duration(plan.costs[task.id])
-            left_out[task.arm.name] = f"its run did not fit into the time (forecast {forecast})"
+            left_out[task.arm.name] = (
+                f"its run did not fit into the time (forecast {forecast})"
+                if task.run in plan.useful
+                else "no claim could be settled with its run"
+            )
     ids = {(task.arm.name, task.seed): task.id for task, _ in found}
     num_test = {task.arm.name: task.num_test for task, _ in found}
     return Known(plan.budget, [record for _, record in found], num_test, ids, left_out)

@@ -20,7 +20,7 @@ import torch
 from reproductions import arm, make_shelf, on_a_usual_machine
 
 from residua import budgets, checkpoints, costing, keeping, machine, planning
-from residua.claims import AllOf, Claim, Exact, Item, Lower, NotAttempted, Outcome, Row
+from residua.claims import AllOf, Claim, Exact, Item, Lower, Measured, NotAttempted, Outcome, Row, Works
 from residua.deciding import Known, outcome_of
 from residua.errors import RequestError
 from residua.evidence import Record
@@ -412,7 +412,8 @@ def test_claims_that_share_runs_come_before_one_that_costs_less_than_they_do_tog
     """Four claims on a and b (5 each, and 1 for what one of them needs besides) cost 2.75 each, one on c costs 4."""
     papers = make_shelf(*(arm(name, steps, small_seeds=1) for steps, name in enumerate("abcd", 20)))
     needs = {"c": "c", "ab": "ab", "ba": "ba", "a": "a", "abd": "abd", "lacking": ("a", "long")}
-    claims = tuple(Claim(name, NotAttempted("only its place counts"), tuple(arms)) for name, arms in needs.items())
+    decided = Measured("Only its place counts.", lambda _: Outcome("shown", "It is so."))
+    claims = tuple(Claim(name, decided, tuple(arms)) for name, arms in needs.items())
     paper = replace(papers.papers["he2015"], claims=claims, items=())
     papers = replace(papers, papers={"he2015": paper})
     plan = planning.planned(select([], papers), papers, "small", tmp_path, Sources())
@@ -422,6 +423,24 @@ def test_claims_that_share_runs_come_before_one_that_costs_less_than_they_do_tog
     assert [task.arm.name for task in planning.fitting(plan, 10.5)] == ["a", "b"]
     assert [task.arm.name for task in planning.fitting(plan, 9.5)] == ["c", "a"]
     assert planning.fitting(plan, 3.9) == []
+
+
+def test_runs_that_settle_no_claim_are_not_chosen_for_the_time_there_is(tmp_path: Path) -> None:
+    papers = make_shelf(arm("cheap", 20, small_seeds=1), arm("dear", 21, small_seeds=1))
+    claims = (
+        Claim("unsettled", Lower("cheap", "long"), ("cheap", "long"), statement="It is so."),
+        Claim("settled", Works("dear", 95.0), ("dear",), statement="It is so."),
+    )
+    papers = replace(papers, papers={"he2015": replace(papers.papers["he2015"], claims=claims, items=())})
+    plan = planning.planned(select([], papers), papers, "small", tmp_path, Sources())
+    plan.costs.update({task.id: {"cheap": 1.0, "dear": 5.0}[task.arm.name] for task in plan.all()})
+    assert [task.arm.name for task in planning.ordered(plan)] == ["dear", "cheap"]
+    assert [task.arm.name for task in planning.fitting(plan, 100.0)] == ["dear"]
+    smoke = planning.planned(select([], papers), papers, "smoke", tmp_path, Sources())
+    assert {task.arm.name for task in planning.fitting(smoke, 1e9)} == {"cheap", "dear", "long"}
+    found = reproduce(["he2015/unsettled"], minutes=5, out=tmp_path, papers=papers)
+    assert "no claim could be settled with its run" in found.claims[0]["why"]
+    assert not list((tmp_path / "runs").glob("*"))
 
 
 def test_a_loss_that_is_not_finite_is_a_result(tmp_path: Path) -> None:
