@@ -451,7 +451,7 @@ def reproduce(
             if as_json:
                 emit(entries)
             else:
-                print(tables.papers(listing.papers(entries)))
+                print(tables.papers(listing.papers(entries, out)))
             return
         with ReproductionWatch(say) as watch:
             if verify is not None:

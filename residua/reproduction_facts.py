@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from residua.claims import NotAttempted
-from residua.listing import cost
 from residua.papers import published
+from residua.prices import Prices
 from residua.selection import Shelf
 
 __all__ = ["completed", "paper_card"]
@@ -19,9 +19,10 @@ FORECAST = ("small", "full")
 
 def completed(document: Mapping[str, Any], papers: Shelf) -> dict[str, Any]:
     """The document with `made` (UTC, ISO 8601), `papers` (title, citation and link by key), the forecast `cost` of every claim
-    that is not attempted (seconds by budget on this machine, None for no such run; None for claims that are), and the `place`
-    of every row among the printed numbers ("table/row/column"; "" where nothing is printed)."""
-    claims = [{**entry, "cost": _forecast(entry, papers)} for entry in document["claims"]]
+    that is not attempted (seconds by budget on this machine, None where there is no such run or none could settle it; None for
+    claims that are), and the `place` of every row among the printed numbers ("table/row/column"; "" where nothing is printed)."""
+    prices = Prices(papers)
+    claims = [{**entry, "cost": _forecast(entry, prices)} for entry in document["claims"]]
     items = [{**entry, "rows": _placed(entry, papers)} for entry in document["items"]]
     keys = dict.fromkeys(entry["paper"] for entry in (*items, *claims))
     made = datetime.now(UTC).isoformat(timespec="seconds")
@@ -46,12 +47,12 @@ def _arxiv(number: str) -> str:
     return f"https://arxiv.org/abs/{number}"
 
 
-def _forecast(entry: Mapping[str, Any], papers: Shelf) -> dict[str, float | None] | None:
+def _forecast(entry: Mapping[str, Any], prices: Prices) -> dict[str, float | None] | None:
     """At the smoke budget nothing is decided, so that only claims that never are count as left undone."""
-    claim = papers.claim(f"{entry['paper']}/{entry['id']}")[1]
+    claim = prices.books.claim(f"{entry['paper']}/{entry['id']}")[1]
     if entry["verdict"] != "not attempted" or (entry["budget"] == "smoke" and not isinstance(claim.rule, NotAttempted)):
         return None
-    return {budget: cost(claim, budget, papers) for budget in FORECAST}
+    return {budget: prices.cost(claim, budget) for budget in FORECAST}
 
 
 def _placed(entry: Mapping[str, Any], papers: Shelf) -> list[dict[str, Any]]:

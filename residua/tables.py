@@ -8,7 +8,7 @@ from typing import Any
 from residua.prediction import Prediction
 from residua.published import PAPERS, Published
 from residua.reproduction_page import spread
-from residua.wording import counted, duration
+from residua.wording import NOTHING, counted, duration
 
 __all__ = [
     "analyses", "classes", "data", "headline", "machine", "networks", "papers", "plans", "predictions", "reproduction",
@@ -76,14 +76,24 @@ def shortening(card: Mapping[str, Any]) -> str:
 
 def papers(rows: Iterable[Mapping[str, Any]]) -> str:
     """Papers with their items and claims: what is known of each, and what the budgets would cost."""
-    lines = []
+    rows = list(rows)
+    head = {"name": "paper/item or claim", "known": "known", "smoke": "smoke", "small": "small", "full": "full"}
+    listed = [head, *(row for paper in rows for row in paper["rows"])]
+    width = {column: 2 + max(len(row[column]) for row in listed) for column in head}
+
+    def line(row: Mapping[str, str]) -> str:
+        costs = "".join(f"{row[budget]:>{width[budget]}}" for budget in ("smoke", "small", "full"))
+        return f"  {row['name']:<{width['name']}}{row['known']:<{width['known']}}{costs}"
+
+    lines = [line(head)]
     for paper in rows:
-        lines += ["", paper["citation"], f"  {paper['summary']}"]
-        for row in paper["rows"]:
-            lines.append(f"  {row['name']:<46}{row['known']:<24}{row['small']:>13}{row['full']:>13}")
-    head = f"  {'paper/item or claim':<46}{'known':<24}{'small':>13}{'full':>13}"
-    note = "Costs are forecasts for this machine, within a factor of two; shared runs are counted with each."
-    return "\n".join([head, *lines, "", note, "residua reproduce PAPER/ITEM --budget smoke | small | full runs it."])
+        lines += ["", paper["citation"], f"  {paper['summary']}", *map(line, paper["rows"])]
+    return "\n".join([
+        *lines, "",
+        "Costs are forecasts for this machine, within a factor of two; runs that several share are counted with each.",
+        f"{NOTHING} where a budget has no such run, or none that could settle the claim: --json says why.",
+        "residua reproduce PAPER/ITEM --budget smoke | small | full runs it.",
+    ])  # fmt: skip
 
 
 def reproduction(document: Mapping[str, Any]) -> str:
