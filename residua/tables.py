@@ -97,15 +97,24 @@ def papers(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def reproduction(document: Mapping[str, Any]) -> str:
-    """A line a claim with its verdict, then the tables of the items."""
-    lines = [f"{entry['verdict']:<15}{entry['paper']}/{entry['id']}: {entry['why']}" for entry in document["claims"]]
+    """A line a claim with its verdict, and what one that is not attempted would cost; then the tables of the items, with what is
+    left out of each."""
+    lines = []
+    for entry in document["claims"]:
+        lines.append(f"{entry['verdict']:<15}{entry['paper']}/{entry['id']}: {entry['why']}")
+        if costs := [f"{duration(seconds)} at {budget}" for budget, seconds in (entry["cost"] or {}).items() if seconds]:
+            lines.append(f"{'':<15}Forecast here: {', '.join(costs)}.")
     for item in document["items"]:
-        if item["rows"]:
+        if item["rows"] or item["left_out"]:
             lines += ["", f"{item['paper']}/{item['id']}: {item['title']}"]
-            lines.append(f"  {'':<44}{'paper':>10}{'measured':>24}")
-            for row in item["rows"]:
+        if item["rows"]:
+            labels = [f"{row['label']}, {row['measure']}" for row in item["rows"]]
+            width = 2 + max(map(len, labels))
+            lines.append(f"  {'':<{width}}{'paper':>10}{'measured':>24}")
+            for label, row in zip(labels, item["rows"]):
                 printed = "-" if row["published"] is None else row["published"]
-                lines.append(f"  {row['label'] + ', ' + row['measure']:<44}{printed!s:>10}{spread(row):>24}")
+                lines.append(f"  {label:<{width}}{printed!s:>10}{spread(row):>24}")
+        lines += [f"  Left out: {arm}: {reason}" for arm, reason in item["left_out"].items()]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from reproductions import make_shelf
 from typer.testing import CliRunner
 
 from residua import costing, keeping, listing, reproducing, tables
-from residua.claims import AllOf, Claim, Lower, NotAttempted, Works
+from residua.claims import AllOf, Claim, Item, Lower, NotAttempted, Row, Works
 from residua.cli import app
 from residua.costing import Rates
 from residua.prices import Prices
@@ -163,6 +163,20 @@ def test_the_papers_say_themselves_what_small_cannot_settle(monkeypatch: pytest.
         assert prices.cost(claims[name], "small") is None
     for name in ("he2016/gate_bias_critical", "veit2016/delete_one_resnet", "wrn/width_helps", "he2015/small_responses"):
         assert not prices.obstacle(claims[name], "small")
+
+
+def test_what_is_not_attempted_is_printed_with_what_it_would_cost(tmp_path: Path) -> None:
+    paper = replace(SHELF.papers["he2015"], items=(Item("few", "Few", ("long",), rows=(Row("long", label=50 * "x"),)),))
+    books = replace(SHELF, papers={"he2015": paper})
+    found = reproducing.reproduce(["he2015/long", "he2015/arithmetic", "he2015/few"], out=tmp_path, papers=books)
+    lines = tables.reproduction(found.document).splitlines()
+    assert lines[0].startswith("not attempted  he2015/long: long has no run at this budget: it is long.")
+    assert lines[1].strip().startswith("Forecast here: ")
+    assert lines[1].endswith(" at full.")
+    assert "small" not in lines[1]
+    assert lines[2].startswith("shown ")
+    assert "  Left out: long: it is long" in lines
+    assert any(line.startswith(f"  {50 * 'x'}, test_error  ") for line in lines)
 
 
 def test_the_verb_lists_every_claim_of_every_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
