@@ -85,7 +85,7 @@ def document(folder: Path, papers: Shelf | None = None) -> str:
             for entry, claim in zip(own, paper.claims)
         ]))  # fmt: skip
         parts += _items(key, papers, cards)
-    parts += ["## The runs at the budget small\n", PLANNED, _planned(papers), "## Runs\n", *_sources(cards)]
+    parts += ["## The runs at the budget small\n", PLANNED, _planned(papers), _spent(cards), "## Runs\n", *_sources(cards)]
     parts.append(
         _table(["run", "budget", "test error", "training error", "minutes", "plan, processor"], [_run(card) for card in cards])
     )
@@ -136,6 +136,17 @@ def _form(name: str, papers: Shelf, budget: str) -> str:
 
 def _length(recipe: Recipe) -> str:
     return f"{recipe.steps:,} updates" if recipe.steps is not None else f"{recipe.epochs:g} epochs"
+
+
+def _spent(cards: list[dict[str, Any]]) -> str:
+    """How long the kept trainings of the small budget took."""
+    runs = {card["id"].rpartition("-s")[2]: card for card in cards if card["budget"] == "small"}
+    taken = [
+        card["values"].get("training_seconds", 0.0) * card["manifest"].get("threads", 1)
+        for card in runs.values()
+        if card["values"].get("training_seconds")
+    ]
+    return f"The {len(taken)} of them that are kept took {sum(taken) / 3600:.1f} hours of one processor core.\n"
 
 
 def _planned(papers: Shelf) -> str:
