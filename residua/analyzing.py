@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,7 +112,7 @@ def analyze(
     options = {"data": data, "data_dir": data_dir, "split": split, "device": device, "out": out}
     asked = {name: str(value) for name, value in options.items() if value is not None}
     plan.set_allocator(False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _modes_kept(several):
         seed = _order_seed(several)
         subjects = _named([_subject(one, batches, classes, data, data_dir, split, device, seed) for one in several])
         facts = tuple(map(_facts, subjects))
@@ -149,6 +150,17 @@ def allocated(seconds: float, shares: Sequence[float], most: Sequence[float]) ->
 
 
 # -------------------------------------------------------------------------------------------------------------- subjects
+
+
+@contextmanager
+def _modes_kept(several: Sequence[Source]) -> Iterator[None]:
+    """Leaves each module that was given, and all in it, in the mode (training or evaluation) that it came in."""
+    modes = [(module, module.training) for one in several if isinstance(one, nn.Module) for module in one.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _subject(

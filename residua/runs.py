@@ -215,6 +215,8 @@ def load(run: Run | Path | str, *, which: str = "final") -> Network:
     `which`: "final" is the averaged weights where the recipe keeps an average and else the last ones; "last" always the last.
     Where these are not those of the run's end, since a checkpoint is damaged or the run is not finished, a `RunWarning` says so.
     """
+    if which not in ("final", "last"):
+        raise RequestError(f"The weights to load are 'final' or 'last', not {which!r}.")
     run = run if isinstance(run, Run) else open_run(run)
     checkpoint, damaged = checkpoints.latest(run.checkpoints)
     if checkpoint is None:

@@ -123,7 +123,8 @@ def test_the_sentences_say_the_figures(residual: tuple[Subject, dict[str, Any]])
     direct = result["mean"]["direct"]
     largest = max(range(9), key=lambda number: abs(direct[number]))
     text = contribution.read({"it": result})[1]
-    assert text.startswith(f"In it {result['units'][largest]} adds most")
+    does = "adds" if direct[largest] >= 0 else "takes away"
+    assert text.startswith(f"In it {result['units'][largest]} {does} most")
     titles = [drawing.title for drawing in contribution.draw({"it": result})]
     assert titles == ["One prediction", "Mean over images", "Read out after every unit"]
 

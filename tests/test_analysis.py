@@ -303,6 +303,16 @@ def test_the_command_writes_one_document_and_a_page(source: Path, tmp_path: Path
     assert "Responses of the layers" in said.stdout
 
 
+def test_a_module_comes_back_in_the_mode_it_was_in() -> None:
+    model = create_model("cifar_resnet", depth=8, num_classes=len(CLASSES)).train()
+    model.head.eval()  # a frozen part
+    batches = [(images(), torch.zeros(6, dtype=torch.int64))]
+    analyze(model, batches=batches, only=["responses"], minutes=0.1)
+    assert model.training
+    assert model.stages.training
+    assert not model.head.training
+
+
 def test_the_page_repeats_the_options_that_decided_what_was_measured(source: Path, tmp_path: Path) -> None:
     run, out = make_run(tmp_path / "run", source), tmp_path / "a page"
     options = ["--data", str(source), "--split", "train", "--out", str(out)]

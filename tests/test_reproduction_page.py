@@ -19,7 +19,7 @@ from residua.evidence import VERDICTS
 from residua.report import packaged
 from residua.reproducing import reproduce
 from residua.reproduction_claims import SIGNS, anchor
-from residua.reproduction_words import number
+from residua.reproduction_words import number, revision
 from residua.wording import decimal, duration
 
 SHELF = make_shelf()
@@ -93,6 +93,8 @@ def test_every_number_on_the_page_stands_in_the_document(document: dict[str, Any
     known.update(map(str, range(max(counts) + 1)))
     spent = sum(run["values"].get("training_seconds", 0) for run in document["runs"])
     known.update(NUMBER.findall(duration(spent)))
+    revisions = (revision(run["git"]) for run in document["runs"])  # cut short, and a number in them with them
+    known.update(chain.from_iterable(map(NUMBER.findall, revisions)))
     known.update({"95"})  # the level of the bounds, which the rules name
     page = Read(reproduction_page.page(document)).text
     assert set(NUMBER.findall(page)) <= known

@@ -130,6 +130,8 @@ def test_the_average_is_loaded_unless_the_last_weights_are_asked_for(tmp_path: P
     name = "head.classifier.weight"
     assert runs.load(run).state_dict()[name].equal(stored["average"][name])
     assert runs.load(run, which="last").state_dict()[name].equal(stored["model"][name])
+    with pytest.raises(RequestError, match="'final' or 'last', not 'Final'"):
+        runs.load(run, which="Final")
 
 
 def test_a_missing_directory_and_one_that_is_no_run_are_refused(tmp_path: Path) -> None:

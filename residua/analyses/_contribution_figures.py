@@ -36,8 +36,9 @@ def read(results: Results) -> tuple[str, str]:
         direct = result["mean"]["direct"]
         if direct is not None:
             largest = max(range(len(direct)), key=lambda number: abs(direct[number]))
+            does = "adds" if direct[largest] >= 0 else "takes away"
             text += (
-                f"{result['units'][largest]} adds most, {decimal(direct[largest])} of a mean margin of "
+                f"{result['units'][largest]} {does} most, {decimal(direct[largest])} of a mean margin of "
                 f"{decimal(result['mean']['margin'])} (the parts miss the whole by at most {result['completeness_error']:.1e}), "
                 "and "
             )
