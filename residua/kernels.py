@@ -16,29 +16,21 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from residua import sparing
-from residua.machine import cache_folder
+from residua import native, sparing, winograd
 from residua.network import Network
 from residua.sparing import SparingStage
 from residua.unit import Add, Unit
 
 __all__ = ["FusedNorm", "FusedUnit", "available", "fused", "obstacle", "spared"]
 
-_FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
+_SOURCE = "kernels.c"
 _RUNNING, _BATCH, _GIVEN = range(3)  # where the statistics come from, as in kernels.c
 _MACROS = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
 
@@ -48,72 +40,19 @@ def available() -> bool:
     return obstacle() is None
 
 
-@cache
 def obstacle() -> str | None:
     """Why the fused loops cannot run here, in a sentence; None if they can."""
-    if not sys.platform.startswith("linux"):
-        return "the fused loops are for Linux"
-    if _compiler() is None:
-        return "there is no C compiler on this machine (installing gcc would make training faster)"
-    try:
-        for dtype in _MACROS:
-            _library(dtype)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", "") or str(error)).strip()
-        return f"the C compiler could not make the fused loops: {said.splitlines()[0] if said else type(error).__name__}"
-    return None
-
-
-def compiler() -> str:
-    """The compiler that makes the loops on this machine, as it names itself; their bytes may depend on it."""
-    found = _compiler()
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout if found else ""
-    return said.partition("\n")[0]
-
-
-def _compiler() -> str | None:
-    return next((found for name in (os.environ.get("CC"), "gcc", "cc", "clang") if name and (found := shutil.which(name))), None)
+    return next((why for macros in _MACROS.values() if (why := native.obstacle(_SOURCE, macros))), None)
 
 
 @cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The loops for maps of `dtype`, compiled for this processor, this compiler and this source, or taken from the cache."""
-    compiler = _compiler()
-    assert compiler is not None, "obstacle() is asked before the loops are"
-    source = Path(__file__).with_name("kernels.c")
-    command = [compiler, *_FLAGS, *_MACROS[dtype], "-shared", "-fPIC"]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    openmp = _openmp()
-    key = hashlib.sha256("\0".join([source.read_text(), *command, version, openmp, _processor()]).encode()).hexdigest()[:20]
-    path = cache_folder() / f"kernels-{key}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # aside, then renamed: others may make the same one
-            aside = Path(folder, path.name)
-            built = [*command, str(source), "-o", str(aside), *([openmp] if openmp else []), "-lm"]
-            subprocess.run(built, capture_output=True, text=True, check=True, timeout=120)
-            aside.replace(path)
-    library = ctypes.CDLL(str(path))
+    """The loops for maps of `dtype`."""
+    library = native.library(_SOURCE, _MACROS[dtype])
     pointer, number, real, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     library.norm_forward.argtypes = [pointer] * 9 + [number, number, real, real, flag, flag]
     library.norm_backward.argtypes = [pointer] * 11 + [number, number, flag, flag]
     return library
-
-
-def _processor() -> str:
-    """What the loops are compiled for: a home folder may be shared by machines."""
-    lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-
-
-def _openmp() -> str:
-    """The path of the OpenMP library that torch runs on; the loops share its threads, for two pools would hinder each other.
-
-    Other packages bring one of their own (scikit-learn does), so torch's folder comes first, then what lies in no package's.
-    """
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libgomp" in line}
-    own, home = Path(torch.__file__).parent, Path(torch.__file__).parent.parent
-    return min(mapped, key=lambda path: (own not in Path(path).parents, home in Path(path).parents, path), default="")
 
 
 class _Normalized(torch.autograd.Function):
@@ -236,17 +175,20 @@ def _only_fused_units(stage: nn.Module) -> bool:
     return isinstance(stage, nn.Sequential) and all(type(unit) is FusedUnit for unit in stage)
 
 
-def fused(module: nn.Module) -> nn.Module:
-    """A twin of `module` in which normalisations are fused with what follows them; weights, buffers and all other layers are
-    shared, and `module` stays as it is. A module with hooks is taken over whole."""
+def fused(module: nn.Module, *, fewer: bool = False) -> nn.Module:
+    """A twin of `module` in which normalisations are fused with what follows them and, with `fewer`, 3x3 convolutions are made
+    with fewer multiplications (`residua.winograd`); weights, buffers and all other layers are shared, and `module` stays as it
+    is. A module with hooks is taken over whole."""
     if _hooked(module):
         return module
+    if fewer and isinstance(module, nn.Conv2d) and winograd.suits(module):
+        return winograd.Convolution(module)
     if isinstance(module, nn.BatchNorm2d):
         return FusedNorm(module, relu=False) if _fusible(module) else module
     if type(module) is Unit and type(module.merge) is Add and module.shortcut is not None and not _hooked(module.merge):
         branch, norm = _without_last_norm(module.branch)
         if norm is not None and type(module.post) in (nn.ReLU, nn.Identity) and not _hooked(module.post):
-            return FusedUnit(fused(branch), norm, fused(module.shortcut), type(module.post) is nn.ReLU)
+            return FusedUnit(fused(branch, fewer=fewer), norm, fused(module.shortcut, fewer=fewer), type(module.post) is nn.ReLU)
     if not module._modules:
         return module
     twin = copy.copy(module)
@@ -262,7 +204,7 @@ def fused(module: nn.Module) -> nn.Module:
             twin._modules[name] = FusedNorm(child, relu=True)
             place += 1
         else:
-            twin._modules[name] = None if child is None else fused(child)
+            twin._modules[name] = None if child is None else fused(child, fewer=fewer)
         place += 1
     return twin
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from residua import kernels
+from residua import kernels, winograd
 from residua.errors import RequestError, nearest
 from residua.network import Network
 from residua.sparing import kept_bytes
@@ -42,7 +42,8 @@ CHAOTIC = 2.0
 @dataclass(frozen=True)
 class Plan:
     """How a step is computed. `precision` "fp32" or "bf16" (autocast); `memory_format` "contiguous" or "channels_last";
-    `compile` "none", "model" or "stages"; `fused`: normalisations with what follows them in own loops (`residua.kernels`)."""
+    `compile` "none", "model" or "stages"; `fused`: normalisations with what follows them in own loops (`residua.kernels`), and
+    with `winograd` 3x3 convolutions in own loops, too (`residua.winograd`)."""
 
     name: str
     precision: str = "fp32"
@@ -50,6 +51,7 @@ class Plan:
     compile: str = "none"
     exact: bool = False
     fused: bool = False
+    winograd: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """The context in which the forward pass runs."""
@@ -69,6 +71,7 @@ PLANS = {
         Plan("fp32-fused", memory_format="channels_last", fused=True),
         Plan("bf16", "bf16", "channels_last"),
         Plan("bf16-fused", "bf16", "channels_last", fused=True),
+        Plan("bf16-winograd", "bf16", "channels_last", fused=True, winograd=True),
         Plan("fp32-compile", "fp32", "channels_last", "model"),
         Plan("bf16-compile", "bf16", "channels_last", "model"),
         Plan("bf16-compile-stages", "bf16", "channels_last", "stages"),
@@ -100,8 +103,8 @@ def named(name: str) -> Plan:
 def check(plan: Plan, device: torch.device, world: int = 1, network: Network | None = None) -> None:
     """Raises `RequestError` if updates (of `network`, where it is known) cannot be computed as the plan says: on this device and
     machine, and in a run of `world` processes that is to begin. Without its fused loops a run would go on with other rounding."""
-    loops = plan.fused and device.type == "cpu" and (network is None or has_batch_norm(network))
-    if why := (kernels.obstacle() if loops else None) or (_no_compiler(device) if plan.compile != "none" else None):
+    loops = loops_obstacle(plan, network) if plan.fused and device.type == "cpu" else None
+    if why := loops or (_no_compiler(device) if plan.compile != "none" else None):
         raise RequestError(
             f"The plan {plan.name!r} cannot be used here: {why}. A run that began with it goes on where that is mended; "
             f"a new one can take --plan {plan.precision} or auto."
@@ -186,7 +189,7 @@ def _no_compiler(device: torch.device) -> str | None:
 def compiled(network: Network, plan: Plan) -> nn.Module | Callable[[Tensor], Tensor]:
     """The network's forward under the plan, sharing its weights; compiled without graph breaks, or it raises."""
     if plan.fused:
-        twin = kernels.fused(network)
+        twin = kernels.fused(network, fewer=plan.winograd)
         if isinstance(twin, Network):
             kernels.spared(twin)
         return twin
@@ -289,7 +292,7 @@ def choose(
     """The fastest plan for a run of this length, all trials, and a note on what was left out.
 
     Each trial makes up to `steps` updates within `limit` seconds after a first one. fp32 and bf16 come first; then what could be
-    faster still than the better of the two: channels-last order where bf16 is not, the fused loops on a CPU, and compiling where
+    faster still than the better of the two: channels-last order where bf16 is not, our own loops on a CPU, and compiling where
     the run is long and of one process (`world`). Trials in `known` are not repeated: their outcome stands, which came of losses
     in a run of their own. What is measured here is judged by losses in fp32 that are measured here too, for those of another run
     may differ by its seed, data or rate.
@@ -320,6 +323,8 @@ def choose(
             attempt(f"{precision}-fused")
         elif obstacle is not None:
             notes.append(f"the fused loops are left out: {obstacle}")
+        if precision == "bf16" and has_winograd(network) and loops_obstacle(PLANS["bf16-winograd"], network) is None:
+            attempt("bf16-winograd")
     best = _best(trials, length)
     if math.isfinite(best.seconds_per_step) and length.forecast(best.seconds_per_step) > COMPILE_FORECAST:
         obstacle = compile_obstacle(network, device, world)
@@ -334,6 +339,18 @@ def choose(
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether there is anything to fuse."""
     return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+
+
+def has_winograd(network: nn.Module) -> bool:
+    """Whether there are convolutions for `residua.winograd`."""
+    return any(winograd.suits(module) for module in network.modules())
+
+
+def loops_obstacle(plan: Plan, network: nn.Module | None = None) -> str | None:
+    """Why the loops of our own that the plan asks for (for `network`, where it is known) cannot run here, in a sentence."""
+    norms = plan.fused and (network is None or has_batch_norm(network))
+    convolutions = plan.winograd and (network is None or has_winograd(network))
+    return (kernels.obstacle() if norms else None) or (winograd.obstacle() if convolutions else None)
 
 
 def _best(trials: Mapping[str, Trial], length: Length) -> Trial:

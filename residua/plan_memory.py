@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from residua import kernels, machine
+from residua import kernels, machine, winograd
 from residua.plan import PLANS, Trial
 from residua.recipe import Recipe
 from residua.version import __version__
@@ -46,16 +46,19 @@ def key(
         "threads": threads,
         "processes": world,
         "hardware": machine.hardware(device),
-        "fused_loops": kernels.obstacle(),
+        "fused_loops": [kernels.obstacle(), winograd.obstacle()],
         "torch": torch.__version__,
         "residua": __version__,
         "source": _source(),
     }
 
 
+_SOURCES = ("plan.py", "native.py", "kernels.py", "kernels.c", "winograd.py", "winograd.c", "step.py", "optim.py")
+
+
 def _source() -> str:
     """A digest of the code that plans run, so that its developers never see yesterday's figures."""
-    files = [Path(__file__).with_name(name) for name in ("plan.py", "kernels.py", "kernels.c", "step.py", "optim.py")]
+    files = [Path(__file__).with_name(name) for name in _SOURCES]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

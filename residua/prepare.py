@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from residua import checkpoints, forecast, kernels, keyed, machine, plan, runs, weights
+from residua import checkpoints, forecast, keyed, machine, native, plan, runs, weights
 from residua import recipe as recipes
 from residua.augment import area_factor, normalized
 from residua.batches import Share
@@ -267,7 +267,7 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
 
 def versions(chosen: Plan) -> dict[str, str]:
     """What the bytes of a run depend on, beside its recipe, data, plan, threads and processor."""
-    return machine.versions() | ({"c_compiler": kernels.compiler()} if chosen.fused else {})
+    return machine.versions() | ({"c_compiler": native.compiler()} if chosen.fused else {})
 
 
 def other_software(prepared: Prepared) -> str | None:

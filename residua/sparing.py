@@ -80,6 +80,12 @@ class _Sparing(TorchFunctionMode):
             self.learn(result, Kept(make=lambda: torch.conv2d(source.get().to(dtype), *rest)))
         return result
 
+    def convolution(self, y: Tensor, x: Tensor, make: Callable[[Tensor], Tensor]) -> None:
+        """Says that `y` is what `make` gives for `x`, at the cost of a convolution."""
+        if self.convolutions:
+            source = self.handle(x)
+            self.learn(y, Kept(make=lambda: make(source.get())))
+
     def norm(self, y: Tensor, x: Tensor, h: Tensor | None, make: Callable[[Tensor, Tensor | None], Tensor]) -> None:
         """Says that `y` is what `make` gives for `x` and `h`; if h is given, y is a unit's output."""
         beside = None if h is None else self.handle(h)

@@ -112,7 +112,8 @@ def length(found: recipe.Recipe) -> str:
 
 def plan_words(plan: Plan) -> str:
     """What a plan does."""
-    names = [plan.precision, plan.memory_format, plan.compile, *(name for name in ("fused", "exact") if getattr(plan, name))]
+    loops = [name for name in ("fused", "winograd", "exact") if getattr(plan, name)]
+    names = [plan.precision, plan.memory_format, plan.compile, *loops]
     return "; ".join(PARTS[name] for name in names if name in PARTS)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from trainings import stopped, train, write_images
 
-from residua import kernels, plan
+from residua import kernels, native, plan
 from residua.errors import RequestError
 from residua.kernels import FusedNorm, FusedUnit, fused
 from residua.models import create_model
@@ -57,7 +57,7 @@ def test_the_loops_share_the_threads_of_torch_whatever_else_was_loaded() -> None
     libraries = Path(torch.__file__).parent / "lib"
     if not list(libraries.glob("libgomp*")):
         pytest.skip("torch brings no OpenMP library of its own here")
-    assert Path(kernels._openmp()).parent == libraries
+    assert Path(native._openmp()).parent == libraries
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -216,7 +216,7 @@ def no_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """To call when the C compiler is to be gone, and with it what was compiled."""
 
     def clear() -> None:
-        kernels.obstacle.cache_clear()
+        native.forget()
         kernels._library.cache_clear()
 
     def take_away() -> None:
@@ -252,14 +252,14 @@ def test_a_compiler_that_fails_is_an_obstacle_in_words(monkeypatch: pytest.Monke
     failing.write_text("#!/bin/sh\necho 'no such processor' >&2\nexit 1\n")
     failing.chmod(0o755)
     monkeypatch.setenv("CC", str(failing))
-    kernels.obstacle.cache_clear()
+    native.forget()
     kernels._library.cache_clear()
     try:
-        assert kernels.obstacle() == "the C compiler could not make the fused loops: no such processor"
+        assert kernels.obstacle() == "the C compiler could not make the loops of kernels.c: no such processor"
         monkeypatch.setenv("PATH", "/nowhere")
         monkeypatch.delenv("CC")
-        kernels.obstacle.cache_clear()
+        native.forget()
         assert "no C compiler" in str(kernels.obstacle())
     finally:
-        kernels.obstacle.cache_clear()
+        native.forget()
         kernels._library.cache_clear()

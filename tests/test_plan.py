@@ -26,6 +26,12 @@ from residua.unit import Unit
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def no_winograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor; the tests of these loops are elsewhere."""
+    monkeypatch.setattr(plan.winograd, "obstacle", lambda: "not in this test")
+
+
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return open_data("digits")
@@ -123,6 +129,21 @@ def test_the_fused_loops_are_tried_in_the_faster_precision(network: Network) -> 
     outcomes = {"fp32": slow(0.03), "bf16": slow(0.02), "bf16-fused": slow(0.01)}
     chosen, _, note = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=3)
     assert (chosen.name, note, asked) == ("bf16-fused", "", list(outcomes))
+
+
+def test_convolutions_with_fewer_multiplications_are_tried_in_bf16(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.winograd, "obstacle", lambda: None)
+    asked: list[str] = []
+    outcomes = {"fp32": slow(0.03), "bf16": slow(0.02), "bf16-fused": slow(0.02), "bf16-winograd": slow(0.01)}
+    chosen, _, note = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=3)
+    assert (chosen.name, note, asked) == ("bf16-winograd", "", list(outcomes))
+    outcomes = {"fp32": slow(0.01), "bf16": slow(0.02), "fp32-channels-last": slow(0.02), "fp32-fused": slow(0.02)}
+    choose(steps_of(outcomes, asked := []), network, CPU, Length(steps=100), steps=3)
+    assert "bf16-winograd" not in asked
+    outcomes = {"fp32": slow(0.03), "bf16": slow(0.02), "bf16-fused": slow(0.01)}
+    narrow = create_model("cifar_resnet", depth=8, width=0.25)
+    choose(steps_of(outcomes, asked := []), narrow, CPU, Length(steps=100), steps=3)
+    assert asked == list(outcomes)
 
 
 def test_without_the_fused_loops_a_note_says_why(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from residua import kernels, plan_card, plan_memory, tables
+from residua import kernels, plan_card, plan_memory, tables, winograd
 from residua.errors import RequestError
 from residua.models import create_model
 from residua.plan import PLANS
@@ -19,6 +19,7 @@ from residua.plan_card import LENGTHS, examine_plan, random_dataset
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which nothing can be compiled any more (our own loops are by now)."""
     kernels.obstacle()
+    winograd.obstacle()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
 

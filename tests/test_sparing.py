@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from residua import kernels, plan, sparing
+from residua import kernels, plan, sparing, winograd
 from residua.batches import Batch
 from residua.kernels import fused
 from residua.models import create_model
@@ -21,6 +21,7 @@ from residua.step import Step
 
 pytestmark = pytest.mark.skipif(kernels.obstacle() is not None, reason=str(kernels.obstacle()))
 
+winograd_here = pytest.mark.skipif(winograd.obstacle() is not None, reason=str(winograd.obstacle()))
 PLAN = plan.PLANS["bf16-fused"]
 NETWORKS: dict[str, dict[str, Any]] = {
     "cifar_resnet": {"depth": 32},
@@ -44,15 +45,15 @@ def images(count: int = 4, side: int = 16, seed: int = 1) -> Tensor:
 
 def gradients(network: Network, batches: list[Tensor], precision: str = "bf16") -> list[Tensor]:
     """Gradients and buffers after all forward passes and then one backward pass."""
-    twin = plan.compiled(network, PLAN)
+    twin = plan.compiled(network, plan.PLANS["bf16-winograd"] if precision == "winograd" else PLAN)
     torch.manual_seed(3)
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision != "fp32"):
         logits = [twin(batch) for batch in batches]
     torch.stack([one.float().logsumexp(1).sum() for one in logits]).sum().backward()
     return [*(p.grad for p in network.parameters() if p.grad is not None), *network.buffers()]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("winograd", marks=winograd_here)])
 @pytest.mark.parametrize(("every", "stages"), CHOICES)
 @pytest.mark.parametrize("name", ["cifar_resnet", "imagenet_resnet"])
 def test_gradients_and_statistics_are_the_same_to_the_bit(name: str, every: int, stages: int | None, precision: str) -> None:

@@ -1,0 +1,434 @@
+/* 3x3 convolutions of stride 1 and padding 1 with 2.25 times fewer multiplications: Winograd's F(2x2, 3x3).
+
+     Y = A' [ (G w G') * (B' d B) ] A       d a 4x4 tile of the input, Y a 2x2 tile of the output, * by elements, summed over channels
+
+   (Lavin and Gray 2016, "Fast algorithms for convolutional neural networks", section 4.1.) The gradients are the same form turned
+   round: that of the input is such a convolution with flipped weights, that of the weights G' [ (A dY A') * (B' d B) ] G, summed over
+   the tiles. The 16 elements of a tile are its points.
+
+   Maps are [images, height, width, channels] in bfloat16, the channels in sixteens; weights [outputs, 3, 3, inputs] in float. Transforms
+   and sums are in float; what is multiplied is rounded to bfloat16 once more than in a plain convolution. Each sum is taken in an
+   order that the shapes decide, so results do not depend on the number of threads. */
+
+#include <immintrin.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+enum { LANES = 16, POINTS = 16, PANEL = 4, ROWS = 24 }; /* PANEL: vectors of outputs at once; ROWS: tiles come in such groups */
+enum { SCRATCH = 320 << 10 }; /* bytes of tiles and of products that a thread works on at once: they are to stay in its cache */
+enum { CHUNK = 1 << 20, DEPTH = 64 }; /* for the gradient: bytes of tiles that all threads share, and pairs of them for one sum in registers */
+
+static inline __m512 load(const bf16 *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+static inline void store(bf16 *p, __m512 v) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
+static inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+static inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+
+/* ---- products ---- */
+
+/* out [R, V*16] = sum over pairs of a [R, 2 pairs] b [pairs, V*16, 2] */
+#define PRODUCT(R, V)                                                                                                       \
+    static void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, float *restrict out, long pairs) {   \
+        __m512 sum[R][V];                                                                                                   \
+        _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                                \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();                            \
+        for (long i = 0; i < pairs; i++, a += 2, b += V * 2 * LANES) {                                                      \
+            __m512bh right[V];                                                                                              \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES); \
+            _Pragma("GCC unroll 24") for (int r = 0; r < R; r++) {                                                          \
+                int pair;                                                                                                   \
+                memcpy(&pair, a + r * step, 4);                                                                             \
+                __m512bh left = (__m512bh)_mm512_set1_epi32(pair);                                                          \
+                _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]); \
+            }                                                                                                               \
+        }                                                                                                                   \
+        _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                                \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++)                                                             \
+                _mm512_storeu_ps(out + (r * V + v) * LANES, sum[r][v]);                                                     \
+    }
+PRODUCT(24, 1)
+PRODUCT(12, 2)
+PRODUCT(8, 3)
+PRODUCT(6, 4)
+#undef PRODUCT
+
+static void products(const bf16 *a, long step, const bf16 *b, float *out, long rows, long pairs, int vectors) {
+    switch (vectors) {
+    case 1: for (long r = 0; r < rows; r += 24) product_1(a + r * step, step, b, out + r * LANES, pairs); break;
+    case 2: for (long r = 0; r < rows; r += 12) product_2(a + r * step, step, b, out + r * 2 * LANES, pairs); break;
+    case 3: for (long r = 0; r < rows; r += 8) product_3(a + r * step, step, b, out + r * 3 * LANES, pairs); break;
+    default: for (long r = 0; r < rows; r += 6) product_4(a + r * step, step, b, out + r * 4 * LANES, pairs);
+    }
+}
+
+/* ---- the map as tiles ---- */
+
+typedef struct {
+    long images, height, width, channels, down, across, tiles;
+} map;
+
+static map map_of(long images, long height, long width, long channels) {
+    map m = {images, height, width, channels, (height + 1) / 2, (width + 1) / 2, 0};
+    m.tiles = images * m.down * m.across;
+    return m;
+}
+
+/* The four rows of the map that tiles in row `row` of tiles read, from channel c on; NULL outside. */
+static inline __attribute__((always_inline)) void rows_of(const map *m, const bf16 *x, long row, long c, const bf16 *rows[4]) {
+    long n = row / m->down, top = 2 * (row % m->down) - 1;
+    for (int i = 0; i < 4; i++)
+        rows[i] = top + i < 0 || top + i >= m->height ? 0 : x + (n * m->height + top + i) * m->width * m->channels + c;
+}
+
+/* B' d of one column of pixels. */
+static inline __attribute__((always_inline)) void column(const map *m, const bf16 *const rows[4], long at, __m512 out[4]) {
+    __m512 d[4];
+    int inside = at >= 0 && at < m->width;
+    for (int i = 0; i < 4; i++) d[i] = inside && rows[i] ? load(rows[i] + at * m->channels) : _mm512_setzero_ps();
+    out[0] = sub(d[0], d[2]);
+    out[1] = add(d[1], d[2]);
+    out[2] = sub(d[2], d[1]);
+    out[3] = sub(d[1], d[3]);
+}
+
+/* B' d B of tiles first .. last: out [POINTS], `plane` apart, of [last - first, channels]. Neighbours share two columns. */
+static void tiles_in(const map *m, const bf16 *x, long first, long last, bf16 *out, long plane) {
+    long C = m->channels;
+    for (long t = first; t < last;) {
+        long left = t % m->across, run = m->across - left < last - t ? m->across - left : last - t;
+        for (long c = 0; c < C; c += LANES) {
+            const bf16 *rows[4];
+            rows_of(m, x, t / m->across, c, rows);
+            __m512 k[4][4];
+            column(m, rows, 2 * left - 1, k[0]);
+            column(m, rows, 2 * left, k[1]);
+            bf16 *to = out + (t - first) * C + c;
+            for (long i = left; i < left + run; i++, to += C) {
+                column(m, rows, 2 * i + 1, k[2]);
+                column(m, rows, 2 * i + 2, k[3]);
+#pragma GCC unroll 4
+                for (int r = 0; r < 4; r++) {
+                    store(to + (4 * r + 0) * plane, sub(k[0][r], k[2][r]));
+                    store(to + (4 * r + 1) * plane, add(k[1][r], k[2][r]));
+                    store(to + (4 * r + 2) * plane, sub(k[2][r], k[1][r]));
+                    store(to + (4 * r + 3) * plane, sub(k[1][r], k[3][r]));
+                    k[0][r] = k[2][r];
+                    k[1][r] = k[3][r];
+                }
+            }
+        }
+        t += run;
+    }
+}
+
+/* What follows the sums: relu(sums + bias [+ beside]). bias and beside may be NULL. */
+typedef struct {
+    const float *bias;
+    const bf16 *beside;
+    int relu;
+} epilogue;
+
+static inline __attribute__((always_inline)) void finish(bf16 *y, long at, long k, __m512 v, const epilogue *then) {
+    if (then->bias) v = add(v, _mm512_loadu_ps(then->bias + k));
+    if (then->beside) v = add(v, load(then->beside + at));
+    if (then->relu) v = _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps()); /* NaN stays */
+    store(y + at, v);
+}
+
+/* Channels k, k + 1, .. (16 * vectors of them) of the output's tiles first .. last, from products [POINTS], `plane` apart, of
+   [last - first, 16 * vectors]. */
+static void tiles_out(const map *m, const float *in, long plane, long first, long last, bf16 *y, long k, int vectors, const epilogue *then) {
+    long K = m->channels, row = first / m->across, tx = first % m->across;
+    for (long t = first; t < last; t++) {
+        long n = row / m->down, ty = row % m->down, at = ((n * m->height + 2 * ty) * m->width + 2 * tx) * K + k;
+        int below = 2 * ty + 1 < m->height, right = 2 * tx + 1 < m->width;
+        const float *from = in + (t - first) * vectors * LANES;
+        for (int v = 0; v < vectors; v++, from += LANES, at += LANES) {
+            __m512 a[4], b[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                __m512 p0 = _mm512_loadu_ps(from + j * plane), p1 = _mm512_loadu_ps(from + (4 + j) * plane),
+                       p2 = _mm512_loadu_ps(from + (8 + j) * plane), p3 = _mm512_loadu_ps(from + (12 + j) * plane);
+                a[j] = add(add(p0, p1), p2);
+                b[j] = sub(sub(p1, p2), p3);
+            }
+            long channel = k + v * LANES;
+            finish(y, at, channel, add(add(a[0], a[1]), a[2]), then);
+            if (right) finish(y, at + K, channel, sub(sub(a[1], a[2]), a[3]), then);
+            if (below) finish(y, at + m->width * K, channel, add(add(b[0], b[1]), b[2]), then);
+            if (below && right) finish(y, at + (m->width + 1) * K, channel, sub(sub(b[1], b[2]), b[3]), then);
+        }
+        if (++tx == m->across) tx = 0, row++;
+    }
+}
+
+/* ---- weights ---- */
+
+static const uint16_t INTERLEAVE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+
+/* Pairs (even[i], odd[i]) side by side: 32 values. */
+static inline void store_pairs(bf16 *p, __m512 even, __m512 odd) {
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_loadu_si512(INTERLEAVE), both));
+}
+
+static inline __m512 halved(__m512 v) { return _mm512_mul_ps(_mm512_set1_ps(0.5f), v); }
+
+/* G w G' for 16 inputs: w [3, 3], `step` apart, turned by half a turn if `flipped`. */
+static inline __attribute__((always_inline)) void filter(const float *w, long step, int flipped, __m512 out[POINTS]) {
+    __m512 h[4][3];
+    for (int s = 0; s < 3; s++) {
+        __m512 g[3];
+        for (int r = 0; r < 3; r++) g[r] = _mm512_loadu_ps(w + (flipped ? 8 - 3 * r - s : 3 * r + s) * step);
+        __m512 ends = add(g[0], g[2]);
+        h[0][s] = g[0];
+        h[1][s] = halved(add(ends, g[1]));
+        h[2][s] = halved(sub(ends, g[1]));
+        h[3][s] = g[2];
+    }
+    for (int r = 0; r < 4; r++) {
+        __m512 ends = add(h[r][0], h[r][2]);
+        out[4 * r] = h[r][0];
+        out[4 * r + 1] = halved(add(ends, h[r][1]));
+        out[4 * r + 2] = halved(sub(ends, h[r][1]));
+        out[4 * r + 3] = h[r][2];
+    }
+}
+
+/* Outputs come in panels of PANEL vectors; the last may be narrower. */
+static long width_of(long outputs, long panel) {
+    long rest = outputs - panel * PANEL * LANES;
+    return rest < PANEL * LANES ? rest : PANEL * LANES;
+}
+
+/* G w G' of w [K, 3, 3, C], as `winograd_convolve` reads it: u [POINTS][panels of outputs][inputs / 2][outputs of the panel][2].
+   `flipped`: for the gradient of the input, whose inputs are the K and whose outputs are the C. */
+void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K, int flipped) {
+    if (flipped) {
+#pragma omp parallel for schedule(static)
+        for (long c = 0; c < C; c += LANES) {
+            long panel = c / (PANEL * LANES), start = panel * PANEL * LANES, width = width_of(C, panel);
+            for (long k = 0; k < K; k += 2) {
+                __m512 even[POINTS], odd[POINTS];
+                filter(w + k * 9 * C + c, C, 1, even);
+                filter(w + (k + 1) * 9 * C + c, C, 1, odd);
+                bf16 *to = u + start * K + k * width + (c - start) * 2;
+                for (int p = 0; p < POINTS; p++) store_pairs(to + p * C * K, even[p], odd[p]);
+            }
+        }
+    } else {
+        const __m512i lanes = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(LANES / 2));
+#pragma omp parallel for schedule(static)
+        for (long k = 0; k < K; k += LANES) {
+            long panel = k / (PANEL * LANES), start = panel * PANEL * LANES, width = width_of(K, panel);
+            for (long c = 0; c < C; c += LANES) {
+                bf16 square[POINTS][LANES][LANES]; /* [outputs][inputs], to be turned */
+                for (long l = 0; l < LANES; l++) {
+                    __m512 points[POINTS];
+                    filter(w + (k + l) * 9 * C + c, C, 0, points);
+                    for (int p = 0; p < POINTS; p++) store(square[p][l], points[p]);
+                }
+                for (int p = 0; p < POINTS; p++) {
+                    bf16 *to = u + p * C * K + start * C + c * width + (k - start) * 2;
+                    for (int i = 0; i < LANES; i += 2) _mm512_storeu_si512(to + i * width, _mm512_i32gather_epi32(lanes, &square[p][0][i], 4));
+                }
+            }
+        }
+    }
+}
+
+/* y [images, height, width, K] of x [images, height, width, C] and u as `winograd_weights` gives it, then bias [K], beside (as y) and
+   ReLU where they are given. Returns 0, or 1 if there is no memory. */
+int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, const float *bias, const bf16 *beside, int relu, long images,
+                      long height, long width, long C, long K) {
+    map in = map_of(images, height, width, C), out = map_of(images, height, width, K);
+    epilogue then = {bias, beside, relu};
+    long widest = width_of(K, 0), each = POINTS * (2 * C + 4 * widest), block = SCRATCH / (each * ROWS) * ROWS;
+    long share = (in.tiles / omp_get_max_threads() + ROWS - 1) / ROWS * ROWS; /* so that there is one for each thread */
+    block = block > share ? share : block;
+    block = block < ROWS ? ROWS : block;
+    long blocks = (in.tiles + block - 1) / block;
+    long left = block * C + 32, right = block * widest + 16; /* points a little apart: they are not to fall on the same lines of the cache */
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
+    {
+        bf16 *tiles = aligned_alloc(64, (POINTS * left * sizeof(bf16) + 63) / 64 * 64);
+        float *sums = aligned_alloc(64, (POINTS * right * sizeof(float) + 63) / 64 * 64);
+        failed |= !tiles || !sums;
+        if (!failed) memset(tiles, 0, POINTS * left * sizeof(bf16)); /* rows after the last tile are multiplied, too */
+#pragma omp for schedule(static)
+        for (long b = 0; b < blocks; b++) {
+            if (failed) continue;
+            long first = b * block, last = first + block < in.tiles ? first + block : in.tiles;
+            tiles_in(&in, x, first, last, tiles, left);
+            for (long k = 0; k < K; k += PANEL * LANES) {
+                int vectors = (int)(width_of(K, k / (PANEL * LANES)) / LANES);
+                for (int p = 0; p < POINTS; p++)
+                    products(tiles + p * left, C, u + p * C * K + k * C, sums + p * right, last - first, C / 2, vectors);
+                tiles_out(&out, sums, right, first, last, y, k, vectors, &then);
+            }
+        }
+        free(tiles);
+        free(sums);
+    }
+    return failed;
+}
+
+/* ---- the gradient of the weights ---- */
+
+/* B' d B of one tile, 16 channels from c on; zero for no tile. */
+static inline __attribute__((always_inline)) void tile_of_input(const map *m, const bf16 *x, long t, long last, long c, __m512 v[POINTS]) {
+    const bf16 *rows[4];
+    __m512 k[4][4];
+    if (t >= last) {
+        for (int p = 0; p < POINTS; p++) v[p] = _mm512_setzero_ps();
+        return;
+    }
+    rows_of(m, x, t / m->across, c, rows);
+    for (int j = 0; j < 4; j++) column(m, rows, 2 * (t % m->across) - 1 + j, k[j]);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        v[4 * r + 0] = sub(k[0][r], k[2][r]);
+        v[4 * r + 1] = add(k[1][r], k[2][r]);
+        v[4 * r + 2] = sub(k[2][r], k[1][r]);
+        v[4 * r + 3] = sub(k[1][r], k[3][r]);
+    }
+}
+
+/* A dY A' of one tile, 16 channels from k on; zero for no tile. */
+static inline __attribute__((always_inline)) void tile_of_gradient(const map *m, const bf16 *dy, long t, long last, long k, __m512 v[POINTS]) {
+    const __m512 zero = _mm512_setzero_ps();
+    if (t >= last) {
+        for (int p = 0; p < POINTS; p++) v[p] = zero;
+        return;
+    }
+    long row = t / m->across, tx = t % m->across, n = row / m->down, ty = row % m->down, K = m->channels;
+    const bf16 *at = dy + ((n * m->height + 2 * ty) * m->width + 2 * tx) * K + k;
+    int below = 2 * ty + 1 < m->height, right = 2 * tx + 1 < m->width;
+    __m512 d00 = load(at), d01 = right ? load(at + K) : zero, d10 = below ? load(at + m->width * K) : zero,
+           d11 = below && right ? load(at + (m->width + 1) * K) : zero;
+    __m512 h[4][2] = {{d00, d01}, {add(d00, d10), add(d01, d11)}, {sub(d00, d10), sub(d01, d11)}, {sub(zero, d10), sub(zero, d11)}};
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) {
+        v[4 * r + 0] = h[r][0];
+        v[4 * r + 1] = add(h[r][0], h[r][1]);
+        v[4 * r + 2] = sub(h[r][0], h[r][1]);
+        v[4 * r + 3] = sub(zero, h[r][1]);
+    }
+}
+
+/* sums [R, 16 V] (rows `step` apart) += a' b over pairs: R of a [pairs, 16, 2], b [V] (`apart`) of [pairs, 16, 2] */
+#define PRODUCT(R, V)                                                                                                                   \
+    static void gradient_##V(const bf16 *restrict a, const bf16 *restrict b, long apart, float *restrict sums, long step, long pairs) { \
+        __m512 sum[R][V];                                                                                                               \
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                            \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_loadu_ps(sums + r * step + v * LANES);               \
+        for (long i = 0; i < pairs; i++, a += 2 * LANES, b += 2 * LANES) {                                                              \
+            __m512bh right[V];                                                                                                          \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * apart);                 \
+            _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {                                                                      \
+                int pair;                                                                                                               \
+                memcpy(&pair, a + 2 * r, 4);                                                                                            \
+                __m512bh left = (__m512bh)_mm512_set1_epi32(pair);                                                                      \
+                _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);            \
+            }                                                                                                                           \
+        }                                                                                                                               \
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                            \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) _mm512_storeu_ps(sums + r * step + v * LANES, sum[r][v]);               \
+    }
+PRODUCT(16, 1)
+PRODUCT(8, 2)
+PRODUCT(8, 3)
+PRODUCT(4, 4)
+#undef PRODUCT
+
+/* The same for all 16 rows. */
+static void gradients(const bf16 *a, const bf16 *b, long apart, float *sums, long step, long pairs, int vectors) {
+    switch (vectors) {
+    case 1: gradient_1(a, b, apart, sums, step, pairs); break;
+    case 2: for (int r = 0; r < LANES; r += 8) gradient_2(a + 2 * r, b, apart, sums + r * step, step, pairs); break;
+    case 3: for (int r = 0; r < LANES; r += 8) gradient_3(a + 2 * r, b, apart, sums + r * step, step, pairs); break;
+    default: for (int r = 0; r < LANES; r += 4) gradient_4(a + 2 * r, b, apart, sums + r * step, step, pairs);
+    }
+}
+
+/* dw [K, 3, 3, C] of x [images, height, width, C] and dy [images, height, width, K]. Returns 0, or 1 if there is no memory.
+
+   A chunk of tiles is transformed, [POINTS][channels / 16][pairs of tiles][16][2], then each point's product is added to its sums,
+   [POINTS][K][C], which one thread does for the rows that are its own. */
+int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *restrict dw, long images, long height, long width, long C,
+                      long K) {
+    map in = map_of(images, height, width, C), out = map_of(images, height, width, K);
+    long half = CHUNK / (POINTS * 2 * (C + K)) / (2 * DEPTH) * DEPTH;
+    half = half < DEPTH ? DEPTH : half;
+    half = half > (in.tiles + 1) / 2 ? (in.tiles + 1) / 2 : half;
+    long group = half * 2 * LANES, left = half * 2 * K + 32, right = half * 2 * C + 32;
+    bf16 *gradient = aligned_alloc(64, (POINTS * left * sizeof(bf16) + 63) / 64 * 64);
+    bf16 *tiles = aligned_alloc(64, (POINTS * right * sizeof(bf16) + 63) / 64 * 64);
+    float *sums = aligned_alloc(64, POINTS * C * K * sizeof(float));
+    int failed = !gradient || !tiles || !sums;
+#pragma omp parallel if (!failed)
+    if (!failed) {
+#pragma omp for schedule(static)
+        for (long p = 0; p < POINTS; p++) memset(sums + p * C * K, 0, C * K * sizeof(float));
+        for (long first = 0; first < in.tiles; first += 2 * half) {
+            long last = first + 2 * half < in.tiles ? first + 2 * half : in.tiles, pairs = (last - first + 1) / 2;
+#pragma omp for schedule(static)
+            for (long i = 0; i < pairs; i++) {
+                long t = first + 2 * i;
+                __m512 even[POINTS], odd[POINTS];
+                for (long k = 0; k < K; k += LANES) {
+                    tile_of_gradient(&out, dy, t, last, k, even);
+                    tile_of_gradient(&out, dy, t + 1, last, k, odd);
+                    bf16 *to = gradient + k / LANES * group + i * 2 * LANES;
+                    for (int p = 0; p < POINTS; p++) store_pairs(to + p * left, even[p], odd[p]);
+                }
+                for (long c = 0; c < C; c += LANES) {
+                    tile_of_input(&in, x, t, last, c, even);
+                    tile_of_input(&in, x, t + 1, last, c, odd);
+                    bf16 *to = tiles + c / LANES * group + i * 2 * LANES;
+                    for (int p = 0; p < POINTS; p++) store_pairs(to + p * right, even[p], odd[p]);
+                }
+            }
+#pragma omp for schedule(static)
+            for (long job = 0; job < POINTS * (K / LANES); job++) {
+                long p = job / (K / LANES), k = job % (K / LANES);
+                for (long i = 0; i < pairs; i += DEPTH)
+                    for (long c = 0; c < C; c += PANEL * LANES)
+                        gradients(gradient + p * left + k * group + i * 2 * LANES, tiles + p * right + c / LANES * group + i * 2 * LANES,
+                                  group, sums + (p * K + k * LANES) * C + c, C, pairs - i < DEPTH ? pairs - i : DEPTH,
+                                  (int)(width_of(C, c / (PANEL * LANES)) / LANES));
+            }
+        }
+#pragma omp for schedule(static)
+        for (long k = 0; k < K; k++)
+            for (long c = 0; c < C; c += LANES) {
+                __m512 h[3][4];
+                for (int s = 0; s < 4; s++) {
+                    const float *from = sums + (s * K + k) * C + c;
+                    __m512 q0 = _mm512_loadu_ps(from), q1 = _mm512_loadu_ps(from + 4 * C * K), q2 = _mm512_loadu_ps(from + 8 * C * K),
+                           q3 = _mm512_loadu_ps(from + 12 * C * K), both = halved(add(q1, q2));
+                    h[0][s] = add(q0, both);
+                    h[1][s] = halved(sub(q1, q2));
+                    h[2][s] = add(both, q3);
+                }
+                for (int r = 0; r < 3; r++) {
+                    __m512 both = halved(add(h[r][1], h[r][2]));
+                    float *to = dw + (k * 9 + 3 * r) * C + c;
+                    _mm512_storeu_ps(to, add(h[r][0], both));
+                    _mm512_storeu_ps(to + C, halved(sub(h[r][1], h[r][2])));
+                    _mm512_storeu_ps(to + 2 * C, add(both, h[r][3]));
+                }
+            }
+    }
+    free(gradient);
+    free(tiles);
+    free(sums);
+    return failed;
+}
