@@ -1,7 +1,7 @@
 """Loops of our own in C, made into a library by the machine's compiler: found, compiled once, loaded. Layer 1.
 
 Compiling takes a second or two and is done once for each source, compiler and processor; the library stays in the user's cache.
-`obstacle` says why there can be none on a machine.
+`obstacle` says why there can be none on a machine. What several sources share is in loops.h.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from residua.machine import cache_folder
 
-__all__ = ["compiler", "forget", "library", "obstacle", "processor"]
+__all__ = ["compiler", "forget", "library", "no_bf16", "obstacle", "processor"]
 
 _FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
 
@@ -39,6 +39,11 @@ def obstacle(source: str, macros: tuple[str, ...]) -> str | None:
         said = (getattr(error, "stderr", "") or str(error)).strip()
         return f"the C compiler could not make the loops of {source}: {said.splitlines()[0] if said else type(error).__name__}"
     return None
+
+
+def no_bf16() -> str | None:
+    """That the processor has no instructions for products of bf16, in a sentence; None if it has them."""
+    return None if "avx512_bf16" in processor() else "this processor has no products of bf16 (AVX-512 BF16)"
 
 
 def compiler() -> str:
@@ -64,7 +69,8 @@ def library(source: str, macros: tuple[str, ...]) -> ctypes.CDLL:
     command = [compiler, *_FLAGS, *macros, "-shared", "-fPIC"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     openmp = _openmp()
-    key = hashlib.sha256("\0".join([path.read_text(), *command, version, openmp, processor()]).encode()).hexdigest()[:20]
+    texts = [path.read_text(), path.with_name("loops.h").read_text()]
+    key = hashlib.sha256("\0".join([*texts, *command, version, openmp, processor()]).encode()).hexdigest()[:20]
     built = cache_folder() / f"{path.stem}-{key}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
+from residua import orthogonal
 from residua.network import Network
 from residua.recipe import Optim, Schedule
 
@@ -65,8 +66,8 @@ def parameter_groups(network: Network, optim: Optim) -> list[dict[str, Any]]:
     return [{"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
-def build_optimizer(network: Network, optim: Optim) -> Optimizer:
-    """The optimiser of the recipe over all parameters of `network`.
+def build_optimizer(network: Network, optim: Optim, *, bf16: bool = False) -> Optimizer:
+    """The optimiser of the recipe over all parameters of `network`, which multiplies in bf16 what it may if `bf16`.
 
     "sgd" is Nesterov's or heavy-ball momentum with the decay added to the gradient, as the papers train; "adamw" decouples
     the decay; "rmsprop" divides by the root of the running mean square plus eps; "muon" see `Muon`.
@@ -79,7 +80,7 @@ def build_optimizer(network: Network, optim: Optim) -> Optimizer:
         square = 0.99 if optim.square_decay is None else optim.square_decay
         return RMSprop(groups, alpha=square, eps=optim.eps or 1e-8, momentum=optim.momentum)
     if optim.name == "muon":
-        return Muon(groups, momentum=optim.momentum, keep_norm=optim.keep_norm)
+        return Muon(groups, momentum=optim.momentum, keep_norm=optim.keep_norm, bf16=bf16)
     return SGD(groups, momentum=optim.momentum, nesterov=optim.nesterov)
 
 
@@ -91,12 +92,21 @@ class Muon(Optimizer):
     `keep_norm` the weight keeps the norm that it starts with, the update is the share `lr` of it, and nothing decays (Jordan
     2024, "airbench94_muon"): where a normalisation follows, only the direction of a weight counts. The classifier, biases and
     normalisations follow SGD with Nesterov momentum.
+
+    With `bf16` matrices that are not small are multiplied in loops of our own (`residua.orthogonal`), on processors that can.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], *, momentum: float = 0.9, ratio: float = 0.2, keep_norm: bool = False
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        momentum: float = 0.9,
+        ratio: float = 0.2,
+        keep_norm: bool = False,
+        bf16: bool = False,
     ) -> None:
         super().__init__(groups, {"momentum": momentum, "ratio": ratio, "keep_norm": keep_norm})
+        self.loops = bf16 and orthogonal.obstacle() is None
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -133,19 +143,29 @@ class Muon(Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         mixed = torch._foreach_lerp(gradients, buffers, group["momentum"])
         first = parameters[0]
+        own = self.loops and first.device.type == "cpu" and first.dtype == torch.float32
+        own = own and orthogonal.suits(first.shape[0], first[0].numel())
         if group["keep_norm"]:
-            self._turn(parameters, orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed])), group["lr"])
+            stacked = torch.stack([matrix.flatten(1) for matrix in mixed])
+            directions = torch.zeros_like(stacked) if own else orthogonalized(stacked)
+            for direction, matrix in zip(directions, stacked if own else ()):
+                orthogonal.update_(direction, matrix, kept=0.0, scale=-1.0)
+            self._turn(parameters, directions, group["lr"])
             return
         kept = 1 - group["lr"] * group["weight_decay"]
         scale = group["lr"] * group["ratio"] * max(first.shape[0], first[0].numel()) ** 0.5
-        if min(first.shape[0], first[0].numel()) < WIDE:  # many small ones: their matrices are multiplied in one batch
+        if (
+            not own and min(first.shape[0], first[0].numel()) < WIDE
+        ):  # many small ones: their matrices are multiplied in one batch
             directions = orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed]))
             torch._foreach_mul_(parameters, kept)
             torch._foreach_add_(parameters, [direction.view(first.shape) for direction in directions], alpha=-scale)
             return
         for parameter, whole in zip(parameters, mixed):
             weight, update = as_matrices(parameter, whole)
-            if update.shape[0] > update.shape[1]:
+            if own:
+                orthogonal.update_(weight, update, kept=kept, scale=scale)
+            elif update.shape[0] > update.shape[1]:
                 weight.addmm_(update, orthogonalizing(update.mT[None])[0], beta=kept, alpha=-scale)
             else:
                 weight.addmm_(orthogonalizing(update[None])[0], update, beta=kept, alpha=-scale)

@@ -43,7 +43,8 @@ CHAOTIC = 2.0
 class Plan:
     """How a step is computed. `precision` "fp32" or "bf16" (autocast); `memory_format` "contiguous" or "channels_last";
     `compile` "none", "model" or "stages"; `fused`: normalisations with what follows them in own loops (`residua.kernels`), and
-    with `winograd` 3x3 convolutions in own loops, too (`residua.winograd`)."""
+    with `winograd` 3x3 convolutions in own loops, too (`residua.winograd`). With `fused` in bf16 Muon multiplies what is large
+    in bf16 (`residua.orthogonal`)."""
 
     name: str
     precision: str = "fp32"

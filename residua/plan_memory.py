@@ -53,7 +53,19 @@ def key(
     }
 
 
-_SOURCES = ("plan.py", "native.py", "kernels.py", "kernels.c", "winograd.py", "winograd.c", "step.py", "optim.py")
+_SOURCES = (
+    "plan.py",
+    "native.py",
+    "kernels.py",
+    "kernels.c",
+    "winograd.py",
+    "winograd.c",
+    "loops.h",
+    "orthogonal.py",
+    "orthogonal.c",
+    "step.py",
+    "optim.py",
+)
 
 
 def _source() -> str:

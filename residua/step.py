@@ -75,7 +75,7 @@ class Step:
         self.share = share or Share()
         self.normalization = {name: tensor.to(device) for name, tensor in normalization.items()}
         self.class_weights = class_weights.to(device) if class_weights is not None else None
-        self.optimizer = optim.build_optimizer(network, recipe.optim)
+        self.optimizer = optim.build_optimizer(network, recipe.optim, bf16=plan.fused and plan.precision == "bf16")
         self.average = optim.Averaged(network, recipe.average.decay) if recipe.average.decay else None
         self.sampled = [module for module in network.modules() if isinstance(module, SampledAdd)]
         self.parallel: DistributedDataParallel | None = None

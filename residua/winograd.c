@@ -10,24 +10,11 @@
    and sums are in float; what is multiplied is rounded to bfloat16 once more than in a plain convolution. Each sum is taken in an
    order that the shapes decide, so results do not depend on the number of threads. */
 
-#include <immintrin.h>
-#include <omp.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "loops.h"
 
-typedef uint16_t bf16;
-
-enum { LANES = 16, POINTS = 16, PANEL = 4, ROWS = 24 }; /* PANEL: vectors of outputs at once; ROWS: tiles come in such groups */
+enum { POINTS = 16, ROWS = 24 }; /* ROWS: tiles are multiplied in such groups */
 enum { SCRATCH = 320 << 10 }; /* bytes of tiles and of products that a thread works on at once: they are to stay in its cache */
 enum { CHUNK = 1 << 20, DEPTH = 64 }; /* for the gradient: bytes of tiles that all threads share, and pairs of them for one sum in registers */
-
-static inline __m512 load(const bf16 *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
-}
-static inline void store(bf16 *p, __m512 v) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
-static inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
-static inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 
 /* ---- products ---- */
 
@@ -169,15 +156,6 @@ static void tiles_out(const map *m, const float *in, long plane, long first, lon
 
 /* ---- weights ---- */
 
-static const uint16_t INTERLEAVE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-
-/* Pairs (even[i], odd[i]) side by side: 32 values. */
-static inline void store_pairs(bf16 *p, __m512 even, __m512 odd) {
-    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_loadu_si512(INTERLEAVE), both));
-}
-
 static inline __m512 halved(__m512 v) { return _mm512_mul_ps(_mm512_set1_ps(0.5f), v); }
 
 /* G w G' for 16 inputs: w [3, 3], `step` apart, turned by half a turn if `flipped`. */
@@ -201,12 +179,6 @@ static inline __attribute__((always_inline)) void filter(const float *w, long st
     }
 }
 
-/* Outputs come in panels of PANEL vectors; the last may be narrower. */
-static long width_of(long outputs, long panel) {
-    long rest = outputs - panel * PANEL * LANES;
-    return rest < PANEL * LANES ? rest : PANEL * LANES;
-}
-
 /* G w G' of w [K, 3, 3, C], as `winograd_convolve` reads it: u [POINTS][panels of outputs][inputs / 2][outputs of the panel][2].
    `flipped`: for the gradient of the input, whose inputs are the K and whose outputs are the C. */
 void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K, int flipped) {
@@ -223,7 +195,6 @@ void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K,
             }
         }
     } else {
-        const __m512i lanes = _mm512_mullo_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(LANES / 2));
 #pragma omp parallel for schedule(static)
         for (long k = 0; k < K; k += LANES) {
             long panel = k / (PANEL * LANES), start = panel * PANEL * LANES, width = width_of(K, panel);
@@ -234,10 +205,8 @@ void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K,
                     filter(w + (k + l) * 9 * C + c, C, 0, points);
                     for (int p = 0; p < POINTS; p++) store(square[p][l], points[p]);
                 }
-                for (int p = 0; p < POINTS; p++) {
-                    bf16 *to = u + p * C * K + start * C + c * width + (k - start) * 2;
-                    for (int i = 0; i < LANES; i += 2) _mm512_storeu_si512(to + i * width, _mm512_i32gather_epi32(lanes, &square[p][0][i], 4));
-                }
+                for (int p = 0; p < POINTS; p++)
+                    turn(square[p], LANES / 2, u + p * C * K + start * C + c * width + (k - start) * 2, width, LANES / 2);
             }
         }
     }
@@ -323,41 +292,6 @@ static inline __attribute__((always_inline)) void tile_of_gradient(const map *m,
     }
 }
 
-/* sums [R, 16 V] (rows `step` apart) += a' b over pairs: R of a [pairs, 16, 2], b [V] (`apart`) of [pairs, 16, 2] */
-#define PRODUCT(R, V)                                                                                                                   \
-    static void gradient_##V(const bf16 *restrict a, const bf16 *restrict b, long apart, float *restrict sums, long step, long pairs) { \
-        __m512 sum[R][V];                                                                                                               \
-        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                            \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_loadu_ps(sums + r * step + v * LANES);               \
-        for (long i = 0; i < pairs; i++, a += 2 * LANES, b += 2 * LANES) {                                                              \
-            __m512bh right[V];                                                                                                          \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * apart);                 \
-            _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {                                                                      \
-                int pair;                                                                                                               \
-                memcpy(&pair, a + 2 * r, 4);                                                                                            \
-                __m512bh left = (__m512bh)_mm512_set1_epi32(pair);                                                                      \
-                _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);            \
-            }                                                                                                                           \
-        }                                                                                                                               \
-        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                            \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) _mm512_storeu_ps(sums + r * step + v * LANES, sum[r][v]);               \
-    }
-PRODUCT(16, 1)
-PRODUCT(8, 2)
-PRODUCT(8, 3)
-PRODUCT(4, 4)
-#undef PRODUCT
-
-/* The same for all 16 rows. */
-static void gradients(const bf16 *a, const bf16 *b, long apart, float *sums, long step, long pairs, int vectors) {
-    switch (vectors) {
-    case 1: gradient_1(a, b, apart, sums, step, pairs); break;
-    case 2: for (int r = 0; r < LANES; r += 8) gradient_2(a + 2 * r, b, apart, sums + r * step, step, pairs); break;
-    case 3: for (int r = 0; r < LANES; r += 8) gradient_3(a + 2 * r, b, apart, sums + r * step, step, pairs); break;
-    default: for (int r = 0; r < LANES; r += 4) gradient_4(a + 2 * r, b, apart, sums + r * step, step, pairs);
-    }
-}
-
 /* dw [K, 3, 3, C] of x [images, height, width, C] and dy [images, height, width, K]. Returns 0, or 1 if there is no memory.
 
    A chunk of tiles is transformed, [POINTS][channels / 16][pairs of tiles][16][2], then each point's product is added to its sums,
@@ -401,7 +335,7 @@ int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *re
                 long p = job / (K / LANES), k = job % (K / LANES);
                 for (long i = 0; i < pairs; i += DEPTH)
                     for (long c = 0; c < C; c += PANEL * LANES)
-                        gradients(gradient + p * left + k * group + i * 2 * LANES, tiles + p * right + c / LANES * group + i * 2 * LANES,
+                        outer(gradient + p * left + k * group + i * 2 * LANES, tiles + p * right + c / LANES * group + i * 2 * LANES,
                                   group, sums + (p * K + k * LANES) * C + c, C, pairs - i < DEPTH ? pairs - i : DEPTH,
                                   (int)(width_of(C, c / (PANEL * LANES)) / LANES));
             }

@@ -33,9 +33,7 @@ LEAST_TILES = 64
 @cache
 def obstacle() -> str | None:
     """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
-    if "avx512_bf16" not in native.processor():
-        return "this processor has no products of bf16 for Winograd's algorithm (AVX-512 BF16)"
-    return native.obstacle(_SOURCE, ())
+    return native.no_bf16() or native.obstacle(_SOURCE, ())
 
 
 @cache

@@ -1,0 +1,76 @@
+/* What the loops for AVX-512 BF16 share: sixteen values at a time, and sums of products of pairs of bfloat16. */
+
+#include <immintrin.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+enum { LANES = 16, PANEL = 4 }; /* PANEL: vectors of columns at once */
+
+static inline __m512 load(const bf16 *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+static inline void store(bf16 *p, __m512 v) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
+static inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+static inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+
+static const uint16_t INTERLEAVE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+
+/* Pairs (even[i], odd[i]) side by side: 32 values. */
+static inline void store_pairs(bf16 *p, __m512 even, __m512 odd) {
+    __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_loadu_si512(INTERLEAVE), both));
+}
+
+/* 16 rows of `columns` pairs, `step` pairs apart, turned: column i goes to `to`, i times `apart` pairs on. */
+static inline void turn(const void *from, long step, void *to, long apart, long columns) {
+    const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i lanes = _mm512_mullo_epi32(count, _mm512_set1_epi32((int)step));
+    for (long i = 0; i < columns; i++)
+        _mm512_storeu_si512((int32_t *)to + i * apart, _mm512_i32gather_epi32(lanes, (const int32_t *)from + i, 4));
+}
+
+/* Columns come in panels of PANEL vectors; the last may be narrower. */
+static inline long width_of(long columns, long panel) {
+    long rest = columns - panel * PANEL * LANES;
+    return rest < PANEL * LANES ? rest : PANEL * LANES;
+}
+
+/* sums [R, 16 V] (rows `step` apart) += a' b over pairs: R of a [pairs, 16, 2], b [V] (`apart`) of [pairs, 16, 2] */
+#define PRODUCT(R, V)                                                                                                                   \
+    static inline void outer_##V(const bf16 *restrict a, const bf16 *restrict b, long apart, float *restrict sums, long step, long pairs) { \
+        __m512 sum[R][V];                                                                                                               \
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                            \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_loadu_ps(sums + r * step + v * LANES);               \
+        for (long i = 0; i < pairs; i++, a += 2 * LANES, b += 2 * LANES) {                                                              \
+            __m512bh right[V];                                                                                                          \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * apart);                 \
+            _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {                                                                      \
+                int pair;                                                                                                               \
+                memcpy(&pair, a + 2 * r, 4);                                                                                            \
+                __m512bh left = (__m512bh)_mm512_set1_epi32(pair);                                                                      \
+                _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);            \
+            }                                                                                                                           \
+        }                                                                                                                               \
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                            \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) _mm512_storeu_ps(sums + r * step + v * LANES, sum[r][v]);               \
+    }
+PRODUCT(16, 1)
+PRODUCT(8, 2)
+PRODUCT(8, 3)
+PRODUCT(4, 4)
+#undef PRODUCT
+
+/* The same for all 16 rows. */
+static inline void outer(const bf16 *a, const bf16 *b, long apart, float *sums, long step, long pairs, int vectors) {
+    switch (vectors) {
+    case 1: outer_1(a, b, apart, sums, step, pairs); break;
+    case 2: for (int r = 0; r < LANES; r += 8) outer_2(a + 2 * r, b, apart, sums + r * step, step, pairs); break;
+    case 3: for (int r = 0; r < LANES; r += 8) outer_3(a + 2 * r, b, apart, sums + r * step, step, pairs); break;
+    default: for (int r = 0; r < LANES; r += 4) outer_4(a + 2 * r, b, apart, sums + r * step, step, pairs);
+    }
+}

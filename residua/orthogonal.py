@@ -1,0 +1,49 @@
+"""Orthogonal updates of wide weights on processors that multiply bf16: Muon's iteration in loops of our own. Layer 1.
+
+The products with the update round it to bf16, as Jordan's programs and torch's Muon do with all; the small square matrices
+between them stay in float32, for their least eigenvalues decide. A direction is some 0.3 % of its size away from that in
+float64, and up to 5 % where a matrix is square and nearly singular. The loops are in orthogonal.c and need AVX-512 BF16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+from torch import Tensor
+
+from residua import native
+
+__all__ = ["obstacle", "suits", "update_"]
+
+_SOURCE = "orthogonal.c"
+LEAST = 64
+"""Rows and columns from which on a matrix is worth a call of its own; smaller ones are better multiplied in one batch."""
+
+
+@cache
+def obstacle() -> str | None:
+    """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
+    return native.no_bf16() or native.obstacle(_SOURCE, ())
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = native.library(_SOURCE, ())
+    library.muon_update.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_long] * 2 + [ctypes.c_float] * 2
+    return library
+
+
+def suits(rows: int, columns: int) -> bool:
+    """Whether the loops take matrices of this shape."""
+    return rows % 16 == columns % 16 == 0 and min(rows, columns) >= LEAST
+
+
+def update_(weight: Tensor, update: Tensor, *, kept: float, scale: float) -> None:
+    """weight = kept * weight - scale * (the matrix nearest to `update` with singular values of about 1), both [rows, columns] in
+    float32, row by row; the polynomial is that of `residua.optim.orthogonalizing`."""
+    assert weight.is_contiguous(), "a copy would be updated in its place"
+    update = update.contiguous()
+    rows, columns = weight.shape
+    if _library().muon_update(weight.data_ptr(), update.data_ptr(), rows, columns, kept, scale):
+        raise MemoryError("no memory for an orthogonal update")
