@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from residua import winograd
 from residua.affine import CONVOLUTIONS, Folded
 
 __all__ = ["Convolution", "Joined", "Layer", "Linear", "Normalization", "layer_of"]
@@ -139,6 +140,36 @@ class FusedConvolution(Convolution):
         return f"{super().extra_repr()}, fused"
 
 
+class WinogradConvolution(FusedConvolution):
+    """The same with fewer multiplications, in bfloat16, for sizes of the input where that pays (`residua.winograd`)."""
+
+    LEAST_TILES = 32  # the weights are transformed once
+
+    def __init__(self, found: Folded, dtype: torch.dtype) -> None:
+        super().__init__(found, dtype)
+        self.wide_bias = None if found.bias is None else found.bias.float().contiguous()
+        self.whole: Tensor | None = found.weight.float()
+        self.transformed: Tensor | None = None
+
+    def joined(self, x: Tensor, h: Tensor, *, relu: bool, overwrite: bool) -> Tensor:
+        if not self._fewer(x):
+            return super().joined(x, h, relu=relu, overwrite=overwrite)
+        h = self._laid_out(h)
+        return self._by_tiles(self._laid_out(x), beside=h, relu=relu, out=h if overwrite else None)
+
+    def _convolved(self, x: Tensor, after: str) -> Tensor:
+        return self._by_tiles(x, relu=after == "relu") if self._fewer(x) else super()._convolved(x, after)
+
+    def _fewer(self, x: Tensor) -> bool:
+        return x.dim() == 4 and winograd.pays(x, self.LEAST_TILES)
+
+    def _by_tiles(self, x: Tensor, **following: Any) -> Tensor:
+        if self.transformed is None:
+            assert self.whole is not None
+            self.transformed, self.whole = winograd.packed(self.whole), None
+        return winograd.convolved(x, self.transformed, len(self.weight), bias=self.wide_bias, **following)
+
+
 class Joined(nn.Module):
     """A residual unit whose branch ends in `last`: addition and ReLU are computed with that layer.
 
@@ -168,8 +199,10 @@ def layer_of(found: Folded, dtype: torch.dtype) -> Layer:
         return FusedConvolution(_as_convolution(found), dtype)
     if not isinstance(found.layer, CONVOLUTIONS):
         return Normalization(found, dtype)
-    fused = isinstance(found.layer, (nn.Conv2d, nn.Conv3d)) and _fuses(found, dtype)
-    return (FusedConvolution if fused else Convolution)(found, dtype)
+    if not isinstance(found.layer, (nn.Conv2d, nn.Conv3d)) or not _fuses(found, dtype):
+        return Convolution(found, dtype)
+    fewer = dtype == torch.bfloat16 and winograd.suits(found.layer) and winograd.obstacle() is None
+    return (WinogradConvolution if fewer else FusedConvolution)(found, dtype)
 
 
 def _fuses(found: Folded, dtype: torch.dtype) -> bool:

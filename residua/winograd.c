@@ -218,12 +218,12 @@ int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, c
                       long height, long width, long C, long K) {
     map in = map_of(images, height, width, C), out = map_of(images, height, width, K);
     epilogue then = {bias, beside, relu};
-    long widest = width_of(K, 0), each = POINTS * (2 * C + 4 * widest), block = SCRATCH / (each * ROWS) * ROWS;
-    long share = (in.tiles / omp_get_max_threads() + ROWS - 1) / ROWS * ROWS; /* so that there is one for each thread */
-    block = block > share ? share : block;
+    long widest = width_of(K, 0), threads = omp_get_max_threads(), block = SCRATCH / (POINTS * (2 * C + 4 * widest) * ROWS) * ROWS;
     block = block < ROWS ? ROWS : block;
-    long blocks = (in.tiles + block - 1) / block;
-    long left = block * C + 32, right = block * widest + 16; /* points a little apart: they are not to fall on the same lines of the cache */
+    long blocks = ((in.tiles + block - 1) / block + threads - 1) / threads * threads; /* as many for each thread */
+    block = (in.tiles + blocks - 1) / blocks;
+    long rows = (block + ROWS - 1) / ROWS * ROWS;
+    long left = rows * C + 32, right = rows * widest + 16; /* points a little apart: they are not to fall on the same lines of the cache */
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
@@ -235,6 +235,7 @@ int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, c
         for (long b = 0; b < blocks; b++) {
             if (failed) continue;
             long first = b * block, last = first + block < in.tiles ? first + block : in.tiles;
+            if (first >= last) continue;
             tiles_in(&in, x, first, last, tiles, left);
             for (long k = 0; k < K; k += PANEL * LANES) {
                 int vectors = (int)(width_of(K, k / (PANEL * LANES)) / LANES);

@@ -61,12 +61,12 @@ def suits(layer: nn.Module | None) -> bool:
     )
 
 
-def pays(x: Tensor) -> bool:
+def pays(x: Tensor, least: int = LEAST_TILES) -> bool:
     """Whether the tiles of maps [N, C, H, W] need less than three quarters of a plain convolution's multiplications, and are
-    many enough to outweigh the transform of the weights."""
+    many enough (at least `least`) to outweigh the transform of the weights."""
     images, _, height, width = x.shape
     tiles = -(-height // 2) * -(-width // 2)
-    return images * tiles >= LEAST_TILES and 16 * tiles < 0.75 * 9 * height * width
+    return images * tiles >= least and 16 * tiles < 0.75 * 9 * height * width
 
 
 def packed(weight: Tensor, *, flipped: bool = False) -> Tensor:

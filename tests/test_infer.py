@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy_runs import SIZE, make_run, one_thread, write_folder  # noqa: F401
 
-from residua import evaluation, infer, packed
+from residua import evaluation, infer, packed, winograd
 from residua.affine import Folded, folded, scaled
 from residua.evaluation import evaluate
 from residua.infer import Prepared, precision_here, prepared, ready
 from residua.layers import Scale, Shift, norm, sequence
 from residua.models import CATALOG, create_model, list_models
 from residua.network import Head, Network, Stage, small_stem
-from residua.packed import FusedConvolution, Joined, Normalization
+from residua.packed import FusedConvolution, Joined, Normalization, WinogradConvolution, layer_of
 from residua.prediction import predict
 from residua.published import Published
 from residua.unit import SampledAdd, Unit, switched_off, walk
@@ -362,3 +362,26 @@ def test_evaluation_and_prediction_count_as_the_network_itself_does(
     assert fast.confusion_matrix == plain.confusion_matrix
     assert fast.nll == pytest.approx(plain.nll, abs=1e-5)
     assert [item.label for item in labels] == [item.label for item in predict(run, folder / "test", device="cpu")]
+
+
+@pytest.mark.skipif(winograd.obstacle() is not None, reason=str(winograd.obstacle()))
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_convolutions_with_fewer_multiplications_add_and_clip_as_the_others_do(relu: bool, overwrite: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 48, 3, padding=1)
+    found = Folded(conv, conv.weight.detach().double(), conv.bias.detach().double(), relu)  # type: ignore[union-attr]
+    layer, plain = layer_of(found, torch.bfloat16), FusedConvolution(found, torch.bfloat16)
+    assert isinstance(layer, WinogradConvolution)
+    single = Folded(conv, found.weight, found.bias)
+    own, other = (kind(single, torch.bfloat16) for kind in (WinogradConvolution, FusedConvolution))
+    for side, by_tiles in ((12, True), (5, False)):
+        x = torch.randn(1, 32, side, side).bfloat16().contiguous(memory_format=torch.channels_last)
+        h = torch.randn(1, 48, side, side).bfloat16().contiguous(memory_format=torch.channels_last)
+        assert own._fewer(x) is by_tiles
+        torch.testing.assert_close(layer(x), plain(x), atol=0.02, rtol=0.02)
+        torch.testing.assert_close(own.applied(x), other.applied(x), atol=0.02, rtol=0.02)
+        sums = [one.joined(x, h.clone(), relu=relu, overwrite=overwrite) for one in (own, other)]
+        torch.testing.assert_close(*sums, atol=0.03, rtol=0.02)
+        given = h.clone()
+        assert (own.joined(x, given, relu=relu, overwrite=overwrite).data_ptr() == given.data_ptr()) is overwrite
