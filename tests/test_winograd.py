@@ -256,3 +256,12 @@ def test_a_processor_without_products_of_bf16_is_an_obstacle_in_words(monkeypatc
         plan.check(plan.PLANS["bf16-winograd"], torch.device("cpu"), network=nothing_for_it)
     finally:
         winograd.obstacle.cache_clear()
+
+
+@here
+def test_the_forecast_of_memory_does_not_depend_on_which_loops_a_size_calls_for() -> None:
+    """Two images of this size have too few tiles and four have enough, and the plain loops keep the weights in bf16."""
+    network = create_model("cifar_resnet", depth=8).train()
+    images = torch.zeros(2, 3, 16, 16)
+    found = [plan.activation_bytes(network, images, plan.PLANS[name]) for name in ("bf16-fused", "bf16-winograd")]
+    assert found[0] == found[1] > 0
