@@ -255,3 +255,97 @@ int norm_backward(const stored *restrict dy, const stored *restrict x, const sto
     free(parts);
     return failed;
 }
+
+/* Maxima of windows: x [images, height, width, channels] -> y [images, down, across, channels], with the place of each in its window,
+   counted row by row (of at most 256 places). Beyond the border there is nothing, which is less than anything. The first of equals counts, and
+   what is no number is greater than any number, as in torch. */
+typedef struct {
+    long images, height, width, channels, down, across;
+    int high, wide, stride_down, stride_across, above, left; /* of the window; padding */
+} pool;
+
+enum { CHANNELS = 64 }; /* at once: maxima and places lie in registers */
+
+/* One output's channels c .. c + n of the windows' maxima. */
+static inline __attribute__((always_inline)) void maxima(const stored *restrict image, stored *restrict y, uint8_t *restrict places,
+                                                          const pool *p, long top, long start, long c, long n) {
+    float best[CHANNELS];
+    int32_t place[CHANNELS];
+    int found = 0;
+    for (int i = 0; i < p->high; i++)
+        for (int k = 0; k < p->wide; k++) {
+            long h = top + i, w = start + k;
+            if (h < 0 || h >= p->height || w < 0 || w >= p->width) continue;
+            const stored *restrict from = image + (h * p->width + w) * p->channels + c;
+            int here = i * p->wide + k;
+            if (!found++)
+                for (long j = 0; j < n; j++) {
+                    best[j] = load(from[j]);
+                    place[j] = here;
+                }
+            else
+                for (long j = 0; j < n; j++) {
+                    float v = load(from[j]);
+                    int more = (v > best[j]) | (v != v);
+                    best[j] = more ? v : best[j];
+                    place[j] = more ? here : place[j];
+                }
+        }
+    for (long j = 0; j < n; j++) y[j] = rounded(best[j]);
+    for (long j = 0; j < n; j++) places[j] = (uint8_t)place[j];
+}
+
+void pool_forward(const stored *restrict x, stored *restrict y, uint8_t *restrict places, const pool *given) {
+    const pool p = *given;
+#pragma omp parallel for schedule(static)
+    for (long row = 0; row < p.images * p.down; row++) {
+        const stored *image = x + row / p.down * p.height * p.width * p.channels;
+        long top = row % p.down * p.stride_down - p.above;
+        for (long column = 0; column < p.across; column++) {
+            long start = column * p.stride_across - p.left, at = (row * p.across + column) * p.channels;
+            for (long c = 0; c < p.channels; c += CHANNELS)
+                if (p.channels - c >= CHANNELS)
+                    maxima(image, y + at + c, places + at + c, &p, top, start, c, CHANNELS);
+                else
+                    maxima(image, y + at + c, places + at + c, &p, top, start, c, p.channels - c);
+        }
+    }
+}
+
+/* The gradient of one value's n channels: those of rows top .. bottom and columns left .. right of the output whose place is here. */
+static inline __attribute__((always_inline)) void taken(const stored *restrict dy, const uint8_t *restrict places, stored *restrict to,
+                                                         const pool *p, long h, long w, long top, long bottom, long left, long right, long n) {
+    float sum[CHANNELS];
+    for (long k = 0; k < n; k++) sum[k] = 0;
+    for (long i = top; i <= bottom; i++)
+        for (long j = left; j <= right; j++) {
+            long at = (i * p->across + j) * p->channels;
+            int place = (int)((h - i * p->stride_down) * p->wide + w - j * p->stride_across);
+            for (long k = 0; k < n; k++) sum[k] += places[at + k] == place ? load(dy[at + k]) : 0;
+        }
+    for (long k = 0; k < n; k++) to[k] = rounded(sum[k]);
+}
+
+/* dx of dy: each value takes the gradients of the windows of which it is the maximum, in the order of the windows. */
+void pool_backward(const stored *restrict dy, const uint8_t *restrict places, stored *restrict dx, const pool *given) {
+    const pool p = *given;
+#pragma omp parallel for schedule(static)
+    for (long row = 0; row < p.images * p.height; row++) {
+        long first = row / p.height * p.down * p.across * p.channels, h = row % p.height + p.above;
+        long top = h < p.high ? 0 : (h - p.high) / p.stride_down + 1, bottom = h / p.stride_down;
+        bottom = bottom < p.down ? bottom : p.down - 1;
+        for (long column = 0; column < p.width; column++) {
+            long w = column + p.left, left = w < p.wide ? 0 : (w - p.wide) / p.stride_across + 1, right = w / p.stride_across;
+            right = right < p.across ? right : p.across - 1;
+            for (long c = 0; c < p.channels; c += CHANNELS) {
+                const stored *from = dy + first + c;
+                const uint8_t *marks = places + first + c;
+                stored *to = dx + (row * p.width + column) * p.channels + c;
+                if (p.channels - c >= CHANNELS)
+                    taken(from, marks, to, &p, h, w, top, bottom, left, right, CHANNELS);
+                else
+                    taken(from, marks, to, &p, h, w, top, bottom, left, right, p.channels - c);
+            }
+        }
+    }
+}

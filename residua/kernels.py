@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
 from functools import cache
 from typing import Any
 
@@ -28,7 +29,7 @@ from residua.network import Network
 from residua.sparing import SparingStage
 from residua.unit import Add, Unit
 
-__all__ = ["FusedNorm", "FusedUnit", "available", "fused", "obstacle", "spared"]
+__all__ = ["FusedNorm", "FusedUnit", "Pool", "available", "fused", "obstacle", "spared"]
 
 _SOURCE = "kernels.c"
 _RUNNING, _BATCH, _GIVEN = range(3)  # where the statistics come from, as in kernels.c
@@ -45,6 +46,15 @@ def obstacle() -> str | None:
     return next((why for macros in _MACROS.values() if (why := native.obstacle(_SOURCE, macros))), None)
 
 
+class _Windows(ctypes.Structure):
+    """`pool` of kernels.c."""
+
+    _fields_ = (
+        [(name, ctypes.c_long) for name in ("images", "height", "width", "channels", "down", "across")]
+        + [(name, ctypes.c_int) for name in ("high", "wide", "stride_down", "stride_across", "above", "left")]
+    )  # fmt: skip
+
+
 @cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL:
     """The loops for maps of `dtype`."""
@@ -52,6 +62,8 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     pointer, number, real, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     library.norm_forward.argtypes = [pointer] * 9 + [number, number, real, real, flag, flag]
     library.norm_backward.argtypes = [pointer] * 11 + [number, number, flag, flag]
+    library.pool_forward.argtypes = library.pool_backward.argtypes = [pointer] * 3 + [ctypes.POINTER(_Windows)]
+    library.pool_forward.restype = library.pool_backward.restype = None
     return library
 
 
@@ -114,13 +126,21 @@ def _address(tensor: Tensor | None) -> int | None:
 def _fits(norm: nn.BatchNorm2d, x: Tensor, h: Tensor | None) -> bool:
     """Whether the loops take these maps; else the plain layers do."""
     return (
+        _laid_out(x)
+        and x.numel() > x.shape[1]
+        and (h is None or (h.shape == x.shape and h.dtype == x.dtype and h.is_contiguous(memory_format=torch.channels_last)))
+        and norm.weight.dtype == torch.float32
+    )
+
+
+def _laid_out(x: Tensor) -> bool:
+    """Whether x is a map as the loops read it, and no transform of torch is at work that has to see what they do."""
+    return (
         x.device.type == "cpu"
         and x.dtype in _MACROS
         and x.dim() == 4
-        and x.numel() > x.shape[1]
+        and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
-        and (h is None or (h.shape == x.shape and h.dtype == x.dtype and h.is_contiguous(memory_format=torch.channels_last)))
-        and norm.weight.dtype == torch.float32
         and not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack())
     )
 
@@ -143,6 +163,55 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _apply(self.norm, x, None, self.relu)
+
+
+class _Pooled(torch.autograd.Function):
+    """The maxima of windows, and for the backward pass only their places, a byte each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, windows: tuple[int, ...], down: int, across: int) -> Tensor:
+        images, channels, height, width = x.shape
+        ctx.windows, ctx.shape = _Windows(images, height, width, channels, down, across, *windows), x.shape
+        y = torch.empty((images, channels, down, across), dtype=x.dtype, memory_format=torch.channels_last)
+        places = torch.empty((images, channels, down, across), dtype=torch.uint8, memory_format=torch.channels_last)
+        _library(x.dtype).pool_forward(x.data_ptr(), y.data_ptr(), places.data_ptr(), ctypes.byref(ctx.windows))
+        ctx.save_for_backward(places)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        (places,) = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        dx = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=torch.channels_last)
+        _library(dy.dtype).pool_backward(dy.data_ptr(), places.data_ptr(), dx.data_ptr(), ctypes.byref(ctx.windows))
+        return dx, None, None, None
+
+
+class Pool(nn.Module):
+    """The max pooling `pool`: [N, C, H, W] -> [N, C, H', W']."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.pool = pool
+        self.window, self.stride, self.padding = (_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _laid_out(x):
+            y: Tensor = self.pool(x)
+            return y
+        sides = [
+            (size + 2 * pad - window) // stride + 1
+            for size, pad, window, stride in zip(x.shape[2:], self.padding, self.window, self.stride)
+        ]
+        if min(sides) < 1:
+            return self.pool(x)  # which says what is wrong
+        pooled: Tensor = _Pooled.apply(x, (*self.window, *self.stride, *self.padding), *sides)
+        return pooled
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
 
 
 class FusedUnit(nn.Module):
@@ -189,6 +258,8 @@ def fused(module: nn.Module, *, fewer: bool = False) -> nn.Module:
         branch, norm = _without_last_norm(module.branch)
         if norm is not None and type(module.post) in (nn.ReLU, nn.Identity) and not _hooked(module.post):
             return FusedUnit(fused(branch, fewer=fewer), norm, fused(module.shortcut, fewer=fewer), type(module.post) is nn.ReLU)
+    if type(module) is nn.MaxPool2d and _poolable(module):
+        return Pool(module)
     if not module._modules:
         return module
     twin = copy.copy(module)
@@ -217,6 +288,12 @@ def _fusible(module: nn.Module | None) -> bool:
         and module.momentum is not None
         and not _hooked(module)
     )
+
+
+def _poolable(pool: nn.MaxPool2d) -> bool:
+    """Whether the loops take such windows: no holes, whole, and of places that a byte can count."""
+    window = _pair(pool.kernel_size)
+    return _pair(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices and math.prod(window) <= 256
 
 
 def _hooked(module: nn.Module) -> bool:

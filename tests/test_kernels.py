@@ -14,7 +14,7 @@ from trainings import stopped, train, write_images
 
 from residua import kernels, native, plan
 from residua.errors import RequestError
-from residua.kernels import FusedNorm, FusedUnit, fused
+from residua.kernels import FusedNorm, FusedUnit, Pool, fused
 from residua.models import create_model
 from residua.network import Network
 from residua.unit import Unit, switched_off
@@ -263,3 +263,54 @@ def test_a_compiler_that_fails_is_an_obstacle_in_words(monkeypatch: pytest.Monke
     finally:
         native.forget()
         kernels._library.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 5, 9, 8), {"kernel_size": 2}),
+        ((3, 64, 12, 12), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ((2, 130, 7, 11), {"kernel_size": (3, 2), "stride": (1, 3), "padding": (1, 0)}),
+        ((1, 4, 1, 1), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ((2, 16, 33, 17), {"kernel_size": 16, "stride": 5, "padding": 8}),
+        ((2, 8, 6, 6), {"kernel_size": 1, "stride": 4}),
+    ],
+    ids=str,
+)
+def test_maxima_and_their_gradients_are_those_of_torch_ties_included(
+    shape: tuple[int, ...], options: dict[str, object], dtype: torch.dtype
+) -> None:
+    """Small whole numbers, so that many are equal, and sums of gradients exact."""
+    pool = nn.MaxPool2d(**options)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-3, 4, shape, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    x[0, 0, 0, 0], x[-1, -1, -1, -1] = -torch.inf, torch.nan
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    twin = fused(nn.Sequential(pool))
+    assert isinstance(twin, nn.Sequential)
+    assert isinstance(twin[0], Pool)
+    y, expected = twin(ours), pool(theirs)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+    dy = torch.randint(-3, 4, expected.shape, generator=generator).to(dtype)
+    y.backward(dy)
+    expected.backward(dy)
+    assert type(y.grad_fn).__name__ == "_PooledBackward"
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_windows_that_the_loops_do_not_take_are_left_to_torch() -> None:
+    others = [
+        nn.MaxPool2d(2, dilation=2),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.MaxPool2d(2, return_indices=True),
+        nn.MaxPool2d(17),
+    ]
+    assert all(fused(nn.Sequential(pool))[0] is pool for pool in others)  # type: ignore[index]
+    twin, x = fused(nn.MaxPool2d(2)), torch.randn(2, 3, 4, 4)
+    assert torch.equal(twin(x), nn.MaxPool2d(2)(x))
+    assert torch.equal(twin(x[0]), nn.MaxPool2d(2)(x[0]))
+    with pytest.raises(RuntimeError, match="too small"):
+        twin(torch.randn(2, 3, 1, 1).contiguous(memory_format=torch.channels_last))
