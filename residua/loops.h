@@ -14,6 +14,21 @@ static inline __m512 load(const bf16 *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 static inline void store(bf16 *p, __m512 v) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(v)); }
+/* The lanes of channels c, c + 1, .. that there are, and what lies in them; nothing beyond is read or written. Masks cost time, so
+   they are left out where all lanes are there, which is nearly always. */
+static inline __mmask16 lanes_of(long channels, long c) { return channels - c >= LANES ? 0xFFFF : (__mmask16)((1u << (channels - c)) - 1); }
+static inline __m512 load_some(const bf16 *p, __mmask16 lanes) {
+    if (lanes == 0xFFFF) return load(p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, p)), 16));
+}
+static inline void store_some(bf16 *p, __m512 v, __mmask16 lanes) {
+    if (lanes == 0xFFFF)
+        store(p, v);
+    else
+        _mm256_mask_storeu_epi16(p, lanes, (__m256i)_mm512_cvtneps_pbh(v));
+}
+static inline long filled(long channels) { return (channels + LANES - 1) / LANES * LANES; } /* with zeros */
+
 static inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 static inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 

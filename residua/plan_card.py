@@ -142,7 +142,7 @@ def _candidates(device: torch.device) -> list[Plan]:
 def _reason(candidate: Plan, network: Any, device: torch.device) -> str | None:
     """Why a plan is not tried; None if it is."""
     if candidate.winograd and not plan.has_winograd(network):
-        return "there are no 3x3 convolutions for it: of stride 1, with channels in sixteens"
+        return "there are no 3x3 convolutions for it: of stride 1, with at least 16 channels, in eights"
     if candidate.fused and not candidate.winograd and not plan.has_batch_norm(network):
         return "there is no batch normalisation to fuse"
     if candidate.fused:

@@ -6,11 +6,13 @@
    round: that of the input is such a convolution with flipped weights, that of the weights G' [ (A dY A') * (B' d B) ] G, summed over
    the tiles. The 16 elements of a tile are its points.
 
-   Maps are [images, height, width, channels] in bfloat16, the channels in sixteens; weights [outputs, 3, 3, inputs] in float. Transforms
-   and sums are in float; what is multiplied is rounded to bfloat16 once more than in a plain convolution. Each sum is taken in an
+   Maps are [images, height, width, channels] in bfloat16, weights [outputs, 3, 3, inputs] in float; tiles and transformed weights have their
+   channels filled up to sixteens, C' and K' of them. Transforms and sums are in float; what is multiplied is rounded to bfloat16 once more than in a plain convolution. Each sum is taken in an
    order that the shapes decide, so results do not depend on the number of threads. */
 
 #include "loops.h"
+
+#define inlined static inline __attribute__((always_inline)) /* so that loops are made for full lanes, which need no masks, and for others */
 
 enum { POINTS = 16, ROWS = 24 }; /* ROWS: tiles are multiplied in such groups */
 enum { SCRATCH = 320 << 10 }; /* bytes of tiles and of products that a thread works on at once: they are to stay in its cache */
@@ -66,48 +68,58 @@ static map map_of(long images, long height, long width, long channels) {
 }
 
 /* The four rows of the map that tiles in row `row` of tiles read, from channel c on; NULL outside. */
-static inline __attribute__((always_inline)) void rows_of(const map *m, const bf16 *x, long row, long c, const bf16 *rows[4]) {
+inlined void rows_of(const map *m, const bf16 *x, long row, long c, const bf16 *rows[4]) {
     long n = row / m->down, top = 2 * (row % m->down) - 1;
     for (int i = 0; i < 4; i++)
         rows[i] = top + i < 0 || top + i >= m->height ? 0 : x + (n * m->height + top + i) * m->width * m->channels + c;
 }
 
 /* B' d of one column of pixels. */
-static inline __attribute__((always_inline)) void column(const map *m, const bf16 *const rows[4], long at, __m512 out[4]) {
+inlined void column(const map *m, const bf16 *const rows[4], long at, __mmask16 lanes, __m512 out[4]) {
     __m512 d[4];
     int inside = at >= 0 && at < m->width;
-    for (int i = 0; i < 4; i++) d[i] = inside && rows[i] ? load(rows[i] + at * m->channels) : _mm512_setzero_ps();
+    for (int i = 0; i < 4; i++) d[i] = inside && rows[i] ? load_some(rows[i] + at * m->channels, lanes) : _mm512_setzero_ps();
     out[0] = sub(d[0], d[2]);
     out[1] = add(d[1], d[2]);
     out[2] = sub(d[2], d[1]);
     out[3] = sub(d[1], d[3]);
 }
 
-/* B' d B of tiles first .. last: out [POINTS], `plane` apart, of [last - first, channels]. Neighbours share two columns. */
+/* B' d B of `run` tiles of a row from tile `left` on: 16 channels of each, `step` apart, its points `plane` apart. Neighbours share
+   two columns. */
+inlined void run_in(const map *m, const bf16 *const rows[4], long left, long run, __mmask16 lanes, bf16 *to, long step, long plane) {
+    __m512 k[4][4];
+    column(m, rows, 2 * left - 1, lanes, k[0]);
+    column(m, rows, 2 * left, lanes, k[1]);
+    for (long i = left; i < left + run; i++, to += step) {
+        column(m, rows, 2 * i + 1, lanes, k[2]);
+        column(m, rows, 2 * i + 2, lanes, k[3]);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+            store(to + (4 * r + 0) * plane, sub(k[0][r], k[2][r]));
+            store(to + (4 * r + 1) * plane, add(k[1][r], k[2][r]));
+            store(to + (4 * r + 2) * plane, sub(k[2][r], k[1][r]));
+            store(to + (4 * r + 3) * plane, sub(k[1][r], k[3][r]));
+            k[0][r] = k[2][r];
+            k[1][r] = k[3][r];
+        }
+    }
+}
+
+/* B' d B of tiles first .. last: out [POINTS], `plane` apart, of [last - first, C']. */
 static void tiles_in(const map *m, const bf16 *x, long first, long last, bf16 *out, long plane) {
-    long C = m->channels;
+    long C = m->channels, step = filled(C);
     for (long t = first; t < last;) {
         long left = t % m->across, run = m->across - left < last - t ? m->across - left : last - t;
         for (long c = 0; c < C; c += LANES) {
             const bf16 *rows[4];
+            bf16 *to = out + (t - first) * step + c;
+            __mmask16 lanes = lanes_of(C, c);
             rows_of(m, x, t / m->across, c, rows);
-            __m512 k[4][4];
-            column(m, rows, 2 * left - 1, k[0]);
-            column(m, rows, 2 * left, k[1]);
-            bf16 *to = out + (t - first) * C + c;
-            for (long i = left; i < left + run; i++, to += C) {
-                column(m, rows, 2 * i + 1, k[2]);
-                column(m, rows, 2 * i + 2, k[3]);
-#pragma GCC unroll 4
-                for (int r = 0; r < 4; r++) {
-                    store(to + (4 * r + 0) * plane, sub(k[0][r], k[2][r]));
-                    store(to + (4 * r + 1) * plane, add(k[1][r], k[2][r]));
-                    store(to + (4 * r + 2) * plane, sub(k[2][r], k[1][r]));
-                    store(to + (4 * r + 3) * plane, sub(k[1][r], k[3][r]));
-                    k[0][r] = k[2][r];
-                    k[1][r] = k[3][r];
-                }
-            }
+            if (lanes == 0xFFFF)
+                run_in(m, rows, left, run, 0xFFFF, to, step, plane);
+            else
+                run_in(m, rows, left, run, lanes, to, step, plane);
         }
         t += run;
     }
@@ -120,36 +132,44 @@ typedef struct {
     int relu;
 } epilogue;
 
-static inline __attribute__((always_inline)) void finish(bf16 *y, long at, long k, __m512 v, const epilogue *then) {
-    if (then->bias) v = add(v, _mm512_loadu_ps(then->bias + k));
-    if (then->beside) v = add(v, load(then->beside + at));
-    if (then->relu) v = _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps()); /* NaN stays */
-    store(y + at, v);
+inlined void finish(bf16 *y, long at, long k, __m512 v, const epilogue *then, __mmask16 lanes) {
+    if (then && then->bias) v = add(v, _mm512_maskz_loadu_ps(lanes, then->bias + k));
+    if (then && then->beside) v = add(v, load_some(then->beside + at, lanes));
+    if (then && then->relu) v = _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps()); /* NaN stays */
+    store_some(y + at, v, lanes);
+}
+
+/* One tile of the output, 16 channels, from its points, `plane` apart. */
+inlined void tile_out(const float *from, long plane, bf16 *y, long at, long row, long K, int right, int below, long channel,
+                      const epilogue *then, __mmask16 lanes) {
+    __m512 a[4], b[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        __m512 p0 = _mm512_loadu_ps(from + j * plane), p1 = _mm512_loadu_ps(from + (4 + j) * plane),
+               p2 = _mm512_loadu_ps(from + (8 + j) * plane), p3 = _mm512_loadu_ps(from + (12 + j) * plane);
+        a[j] = add(add(p0, p1), p2);
+        b[j] = sub(sub(p1, p2), p3);
+    }
+    finish(y, at, channel, add(add(a[0], a[1]), a[2]), then, lanes);
+    if (right) finish(y, at + K, channel, sub(sub(a[1], a[2]), a[3]), then, lanes);
+    if (below) finish(y, at + row, channel, add(add(b[0], b[1]), b[2]), then, lanes);
+    if (below && right) finish(y, at + row + K, channel, sub(sub(b[1], b[2]), b[3]), then, lanes);
 }
 
 /* Channels k, k + 1, .. (16 * vectors of them) of the output's tiles first .. last, from products [POINTS], `plane` apart, of
-   [last - first, 16 * vectors]. */
+   [last - first, 16 * vectors]. `then` may be NULL. */
 static void tiles_out(const map *m, const float *in, long plane, long first, long last, bf16 *y, long k, int vectors, const epilogue *then) {
-    long K = m->channels, row = first / m->across, tx = first % m->across;
+    long K = m->channels, row = first / m->across, tx = first % m->across, next = m->width * K;
+    int full = k + vectors * LANES <= K;
     for (long t = first; t < last; t++) {
         long n = row / m->down, ty = row % m->down, at = ((n * m->height + 2 * ty) * m->width + 2 * tx) * K + k;
         int below = 2 * ty + 1 < m->height, right = 2 * tx + 1 < m->width;
         const float *from = in + (t - first) * vectors * LANES;
-        for (int v = 0; v < vectors; v++, from += LANES, at += LANES) {
-            __m512 a[4], b[4];
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) {
-                __m512 p0 = _mm512_loadu_ps(from + j * plane), p1 = _mm512_loadu_ps(from + (4 + j) * plane),
-                       p2 = _mm512_loadu_ps(from + (8 + j) * plane), p3 = _mm512_loadu_ps(from + (12 + j) * plane);
-                a[j] = add(add(p0, p1), p2);
-                b[j] = sub(sub(p1, p2), p3);
-            }
-            long channel = k + v * LANES;
-            finish(y, at, channel, add(add(a[0], a[1]), a[2]), then);
-            if (right) finish(y, at + K, channel, sub(sub(a[1], a[2]), a[3]), then);
-            if (below) finish(y, at + m->width * K, channel, add(add(b[0], b[1]), b[2]), then);
-            if (below && right) finish(y, at + (m->width + 1) * K, channel, sub(sub(b[1], b[2]), b[3]), then);
-        }
+        if (full && !then)
+            for (int v = 0; v < vectors; v++) tile_out(from + v * LANES, plane, y, at + v * LANES, next, K, right, below, 0, NULL, 0xFFFF);
+        else
+            for (int v = 0; v < vectors; v++)
+                tile_out(from + v * LANES, plane, y, at + v * LANES, next, K, right, below, k + v * LANES, then, lanes_of(K, k + v * LANES));
         if (++tx == m->across) tx = 0, row++;
     }
 }
@@ -158,12 +178,12 @@ static void tiles_out(const map *m, const float *in, long plane, long first, lon
 
 static inline __m512 halved(__m512 v) { return _mm512_mul_ps(_mm512_set1_ps(0.5f), v); }
 
-/* G w G' for 16 inputs: w [3, 3], `step` apart, turned by half a turn if `flipped`. */
-static inline __attribute__((always_inline)) void filter(const float *w, long step, int flipped, __m512 out[POINTS]) {
+/* G w G' for 16 inputs: w [3, 3], `step` apart, turned by half a turn if `flipped`; zero for lanes that are not. */
+inlined void filter(const float *w, long step, __mmask16 lanes, int flipped, __m512 out[POINTS]) {
     __m512 h[4][3];
     for (int s = 0; s < 3; s++) {
         __m512 g[3];
-        for (int r = 0; r < 3; r++) g[r] = _mm512_loadu_ps(w + (flipped ? 8 - 3 * r - s : 3 * r + s) * step);
+        for (int r = 0; r < 3; r++) g[r] = _mm512_maskz_loadu_ps(lanes, w + (flipped ? 8 - 3 * r - s : 3 * r + s) * step);
         __m512 ends = add(g[0], g[2]);
         h[0][s] = g[0];
         h[1][s] = halved(add(ends, g[1]));
@@ -179,34 +199,37 @@ static inline __attribute__((always_inline)) void filter(const float *w, long st
     }
 }
 
-/* G w G' of w [K, 3, 3, C], as `winograd_convolve` reads it: u [POINTS][panels of outputs][inputs / 2][outputs of the panel][2].
+/* G w G' of w [K, 3, 3, C], as `winograd_convolve` reads it: u [POINTS][panels of outputs][inputs / 2][outputs of the panel][2],
+   with C' and K' of them.
    `flipped`: for the gradient of the input, whose inputs are the K and whose outputs are the C. */
 void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K, int flipped) {
+    long inputs = filled(flipped ? K : C), outputs = filled(flipped ? C : K), size = inputs * outputs;
     if (flipped) {
 #pragma omp parallel for schedule(static)
         for (long c = 0; c < C; c += LANES) {
-            long panel = c / (PANEL * LANES), start = panel * PANEL * LANES, width = width_of(C, panel);
-            for (long k = 0; k < K; k += 2) {
+            long panel = c / (PANEL * LANES), start = panel * PANEL * LANES, width = width_of(outputs, panel);
+            __mmask16 lanes = lanes_of(C, c);
+            for (long k = 0; k < inputs; k += 2) {
                 __m512 even[POINTS], odd[POINTS];
-                filter(w + k * 9 * C + c, C, 1, even);
-                filter(w + (k + 1) * 9 * C + c, C, 1, odd);
-                bf16 *to = u + start * K + k * width + (c - start) * 2;
-                for (int p = 0; p < POINTS; p++) store_pairs(to + p * C * K, even[p], odd[p]);
+                filter(w + k * 9 * C + c, C, k < K ? lanes : 0, 1, even);
+                filter(w + (k + 1) * 9 * C + c, C, k + 1 < K ? lanes : 0, 1, odd);
+                bf16 *to = u + start * inputs + k * width + (c - start) * 2;
+                for (int p = 0; p < POINTS; p++) store_pairs(to + p * size, even[p], odd[p]);
             }
         }
     } else {
 #pragma omp parallel for schedule(static)
         for (long k = 0; k < K; k += LANES) {
-            long panel = k / (PANEL * LANES), start = panel * PANEL * LANES, width = width_of(K, panel);
+            long panel = k / (PANEL * LANES), start = panel * PANEL * LANES, width = width_of(outputs, panel);
             for (long c = 0; c < C; c += LANES) {
                 bf16 square[POINTS][LANES][LANES]; /* [outputs][inputs], to be turned */
                 for (long l = 0; l < LANES; l++) {
                     __m512 points[POINTS];
-                    filter(w + (k + l) * 9 * C + c, C, 0, points);
+                    filter(w + (k + l) * 9 * C + c, C, k + l < K ? lanes_of(C, c) : 0, 0, points);
                     for (int p = 0; p < POINTS; p++) store(square[p][l], points[p]);
                 }
                 for (int p = 0; p < POINTS; p++)
-                    turn(square[p], LANES / 2, u + p * C * K + start * C + c * width + (k - start) * 2, width, LANES / 2);
+                    turn(square[p], LANES / 2, u + p * size + start * inputs + c * width + (k - start) * 2, width, LANES / 2);
             }
         }
     }
@@ -218,12 +241,13 @@ int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, c
                       long height, long width, long C, long K) {
     map in = map_of(images, height, width, C), out = map_of(images, height, width, K);
     epilogue then = {bias, beside, relu};
-    long widest = width_of(K, 0), threads = omp_get_max_threads(), block = SCRATCH / (POINTS * (2 * C + 4 * widest) * ROWS) * ROWS;
+    long inputs = filled(C), outputs = filled(K), widest = width_of(outputs, 0), threads = omp_get_max_threads();
+    long block = SCRATCH / (POINTS * (2 * inputs + 4 * widest) * ROWS) * ROWS;
     block = block < ROWS ? ROWS : block;
     long blocks = ((in.tiles + block - 1) / block + threads - 1) / threads * threads; /* as many for each thread */
     block = (in.tiles + blocks - 1) / blocks;
     long rows = (block + ROWS - 1) / ROWS * ROWS;
-    long left = rows * C + 32, right = rows * widest + 16; /* points a little apart: they are not to fall on the same lines of the cache */
+    long left = rows * inputs + 32, right = rows * widest + 16; /* points a little apart: they are not to fall on the same lines of the cache */
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
@@ -238,10 +262,10 @@ int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, c
             if (first >= last) continue;
             tiles_in(&in, x, first, last, tiles, left);
             for (long k = 0; k < K; k += PANEL * LANES) {
-                int vectors = (int)(width_of(K, k / (PANEL * LANES)) / LANES);
+                int vectors = (int)(width_of(outputs, k / (PANEL * LANES)) / LANES);
                 for (int p = 0; p < POINTS; p++)
-                    products(tiles + p * left, C, u + p * C * K + k * C, sums + p * right, last - first, C / 2, vectors);
-                tiles_out(&out, sums, right, first, last, y, k, vectors, &then);
+                    products(tiles + p * left, inputs, u + (p * outputs + k) * inputs, sums + p * right, last - first, inputs / 2, vectors);
+                tiles_out(&out, sums, right, first, last, y, k, vectors, bias || beside || relu ? &then : NULL);
             }
         }
         free(tiles);
@@ -253,7 +277,7 @@ int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, c
 /* ---- the gradient of the weights ---- */
 
 /* B' d B of one tile, 16 channels from c on; zero for no tile. */
-static inline __attribute__((always_inline)) void tile_of_input(const map *m, const bf16 *x, long t, long last, long c, __m512 v[POINTS]) {
+inlined void tile_of_input(const map *m, const bf16 *x, long t, long last, long c, __mmask16 lanes, __m512 v[POINTS]) {
     const bf16 *rows[4];
     __m512 k[4][4];
     if (t >= last) {
@@ -261,7 +285,7 @@ static inline __attribute__((always_inline)) void tile_of_input(const map *m, co
         return;
     }
     rows_of(m, x, t / m->across, c, rows);
-    for (int j = 0; j < 4; j++) column(m, rows, 2 * (t % m->across) - 1 + j, k[j]);
+    for (int j = 0; j < 4; j++) column(m, rows, 2 * (t % m->across) - 1 + j, lanes, k[j]);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
         v[4 * r + 0] = sub(k[0][r], k[2][r]);
@@ -272,7 +296,7 @@ static inline __attribute__((always_inline)) void tile_of_input(const map *m, co
 }
 
 /* A dY A' of one tile, 16 channels from k on; zero for no tile. */
-static inline __attribute__((always_inline)) void tile_of_gradient(const map *m, const bf16 *dy, long t, long last, long k, __m512 v[POINTS]) {
+inlined void tile_of_gradient(const map *m, const bf16 *dy, long t, long last, long k, __mmask16 lanes, __m512 v[POINTS]) {
     const __m512 zero = _mm512_setzero_ps();
     if (t >= last) {
         for (int p = 0; p < POINTS; p++) v[p] = zero;
@@ -281,8 +305,8 @@ static inline __attribute__((always_inline)) void tile_of_gradient(const map *m,
     long row = t / m->across, tx = t % m->across, n = row / m->down, ty = row % m->down, K = m->channels;
     const bf16 *at = dy + ((n * m->height + 2 * ty) * m->width + 2 * tx) * K + k;
     int below = 2 * ty + 1 < m->height, right = 2 * tx + 1 < m->width;
-    __m512 d00 = load(at), d01 = right ? load(at + K) : zero, d10 = below ? load(at + m->width * K) : zero,
-           d11 = below && right ? load(at + (m->width + 1) * K) : zero;
+    __m512 d00 = load_some(at, lanes), d01 = right ? load_some(at + K, lanes) : zero, d10 = below ? load_some(at + m->width * K, lanes) : zero,
+           d11 = below && right ? load_some(at + (m->width + 1) * K, lanes) : zero;
     __m512 h[4][2] = {{d00, d01}, {add(d00, d10), add(d01, d11)}, {sub(d00, d10), sub(d01, d11)}, {sub(zero, d10), sub(zero, d11)}};
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
@@ -293,62 +317,80 @@ static inline __attribute__((always_inline)) void tile_of_gradient(const map *m,
     }
 }
 
+/* Both transforms of two tiles, t and t + 1, 16 channels from c on: pairs, points `plane` apart. */
+inlined void pair_of_input(const map *m, const bf16 *x, long t, long last, long c, __mmask16 lanes, bf16 *to, long plane) {
+    __m512 even[POINTS], odd[POINTS];
+    tile_of_input(m, x, t, last, c, lanes, even);
+    tile_of_input(m, x, t + 1, last, c, lanes, odd);
+    for (int p = 0; p < POINTS; p++) store_pairs(to + p * plane, even[p], odd[p]);
+}
+
+inlined void pair_of_gradient(const map *m, const bf16 *dy, long t, long last, long k, __mmask16 lanes, bf16 *to, long plane) {
+    __m512 even[POINTS], odd[POINTS];
+    tile_of_gradient(m, dy, t, last, k, lanes, even);
+    tile_of_gradient(m, dy, t + 1, last, k, lanes, odd);
+    for (int p = 0; p < POINTS; p++) store_pairs(to + p * plane, even[p], odd[p]);
+}
+
 /* dw [K, 3, 3, C] of x [images, height, width, C] and dy [images, height, width, K]. Returns 0, or 1 if there is no memory.
 
    A chunk of tiles is transformed, [POINTS][channels / 16][pairs of tiles][16][2], then each point's product is added to its sums,
-   [POINTS][K][C], which one thread does for the rows that are its own. */
+   [POINTS][K'][C'], which one thread does for the rows that are its own. */
 int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *restrict dw, long images, long height, long width, long C,
                       long K) {
     map in = map_of(images, height, width, C), out = map_of(images, height, width, K);
-    long half = CHUNK / (POINTS * 2 * (C + K)) / (2 * DEPTH) * DEPTH;
+    long inputs = filled(C), outputs = filled(K), size = inputs * outputs;
+    long half = CHUNK / (POINTS * 2 * (inputs + outputs)) / (2 * DEPTH) * DEPTH;
     half = half < DEPTH ? DEPTH : half;
     half = half > (in.tiles + 1) / 2 ? (in.tiles + 1) / 2 : half;
-    long group = half * 2 * LANES, left = half * 2 * K + 32, right = half * 2 * C + 32;
+    long group = half * 2 * LANES, left = half * 2 * outputs + 32, right = half * 2 * inputs + 32;
     bf16 *gradient = aligned_alloc(64, (POINTS * left * sizeof(bf16) + 63) / 64 * 64);
     bf16 *tiles = aligned_alloc(64, (POINTS * right * sizeof(bf16) + 63) / 64 * 64);
-    float *sums = aligned_alloc(64, POINTS * C * K * sizeof(float));
+    float *sums = aligned_alloc(64, POINTS * size * sizeof(float));
     int failed = !gradient || !tiles || !sums;
 #pragma omp parallel if (!failed)
     if (!failed) {
 #pragma omp for schedule(static)
-        for (long p = 0; p < POINTS; p++) memset(sums + p * C * K, 0, C * K * sizeof(float));
+        for (long p = 0; p < POINTS; p++) memset(sums + p * size, 0, size * sizeof(float));
         for (long first = 0; first < in.tiles; first += 2 * half) {
             long last = first + 2 * half < in.tiles ? first + 2 * half : in.tiles, pairs = (last - first + 1) / 2;
 #pragma omp for schedule(static)
             for (long i = 0; i < pairs; i++) {
                 long t = first + 2 * i;
-                __m512 even[POINTS], odd[POINTS];
                 for (long k = 0; k < K; k += LANES) {
-                    tile_of_gradient(&out, dy, t, last, k, even);
-                    tile_of_gradient(&out, dy, t + 1, last, k, odd);
                     bf16 *to = gradient + k / LANES * group + i * 2 * LANES;
-                    for (int p = 0; p < POINTS; p++) store_pairs(to + p * left, even[p], odd[p]);
+                    if (K - k >= LANES)
+                        pair_of_gradient(&out, dy, t, last, k, 0xFFFF, to, left);
+                    else
+                        pair_of_gradient(&out, dy, t, last, k, lanes_of(K, k), to, left);
                 }
                 for (long c = 0; c < C; c += LANES) {
-                    tile_of_input(&in, x, t, last, c, even);
-                    tile_of_input(&in, x, t + 1, last, c, odd);
                     bf16 *to = tiles + c / LANES * group + i * 2 * LANES;
-                    for (int p = 0; p < POINTS; p++) store_pairs(to + p * right, even[p], odd[p]);
+                    if (C - c >= LANES)
+                        pair_of_input(&in, x, t, last, c, 0xFFFF, to, right);
+                    else
+                        pair_of_input(&in, x, t, last, c, lanes_of(C, c), to, right);
                 }
             }
 #pragma omp for schedule(static)
-            for (long job = 0; job < POINTS * (K / LANES); job++) {
-                long p = job / (K / LANES), k = job % (K / LANES);
+            for (long job = 0; job < POINTS * (outputs / LANES); job++) {
+                long p = job / (outputs / LANES), k = job % (outputs / LANES);
                 for (long i = 0; i < pairs; i += DEPTH)
                     for (long c = 0; c < C; c += PANEL * LANES)
                         outer(gradient + p * left + k * group + i * 2 * LANES, tiles + p * right + c / LANES * group + i * 2 * LANES,
-                                  group, sums + (p * K + k * LANES) * C + c, C, pairs - i < DEPTH ? pairs - i : DEPTH,
-                                  (int)(width_of(C, c / (PANEL * LANES)) / LANES));
+                                  group, sums + (p * outputs + k * LANES) * inputs + c, inputs, pairs - i < DEPTH ? pairs - i : DEPTH,
+                                  (int)(width_of(inputs, c / (PANEL * LANES)) / LANES));
             }
         }
 #pragma omp for schedule(static)
         for (long k = 0; k < K; k++)
             for (long c = 0; c < C; c += LANES) {
+                __mmask16 lanes = lanes_of(C, c);
                 __m512 h[3][4];
                 for (int s = 0; s < 4; s++) {
-                    const float *from = sums + (s * K + k) * C + c;
-                    __m512 q0 = _mm512_loadu_ps(from), q1 = _mm512_loadu_ps(from + 4 * C * K), q2 = _mm512_loadu_ps(from + 8 * C * K),
-                           q3 = _mm512_loadu_ps(from + 12 * C * K), both = halved(add(q1, q2));
+                    const float *from = sums + (s * outputs + k) * inputs + c;
+                    __m512 q0 = _mm512_loadu_ps(from), q1 = _mm512_loadu_ps(from + 4 * size), q2 = _mm512_loadu_ps(from + 8 * size),
+                           q3 = _mm512_loadu_ps(from + 12 * size), both = halved(add(q1, q2));
                     h[0][s] = add(q0, both);
                     h[1][s] = halved(sub(q1, q2));
                     h[2][s] = add(both, q3);
@@ -356,9 +398,9 @@ int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *re
                 for (int r = 0; r < 3; r++) {
                     __m512 both = halved(add(h[r][1], h[r][2]));
                     float *to = dw + (k * 9 + 3 * r) * C + c;
-                    _mm512_storeu_ps(to, add(h[r][0], both));
-                    _mm512_storeu_ps(to + C, halved(sub(h[r][1], h[r][2])));
-                    _mm512_storeu_ps(to + 2 * C, add(both, h[r][3]));
+                    _mm512_mask_storeu_ps(to, lanes, add(h[r][0], both));
+                    _mm512_mask_storeu_ps(to + C, lanes, halved(sub(h[r][1], h[r][2])));
+                    _mm512_mask_storeu_ps(to + 2 * C, lanes, add(both, h[r][3]));
                 }
             }
     }

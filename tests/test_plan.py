@@ -141,7 +141,7 @@ def test_convolutions_with_fewer_multiplications_are_tried_in_bf16(network: Netw
     choose(steps_of(outcomes, asked := []), network, CPU, Length(steps=100), steps=3)
     assert "bf16-winograd" not in asked
     outcomes = {"fp32": slow(0.03), "bf16": slow(0.02), "bf16-fused": slow(0.01)}
-    narrow = create_model("cifar_resnet", depth=8, width=0.25)
+    narrow = create_model("cifar_resnet", depth=8, width=0.125)
     choose(steps_of(outcomes, asked := []), narrow, CPU, Length(steps=100), steps=3)
     assert asked == list(outcomes)
 

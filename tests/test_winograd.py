@@ -25,7 +25,8 @@ TRANSFORMS = {
 }
 SHAPES = [  # images, inputs, outputs, height, width
     (2, 32, 32, 8, 8), (1, 16, 48, 7, 5), (3, 48, 16, 5, 7), (5, 64, 96, 6, 9), (1, 160, 80, 4, 3), (2, 256, 64, 14, 14),
-    (7, 16, 16, 1, 2), (40, 32, 112, 7, 7),
+    (7, 16, 16, 1, 2), (40, 32, 112, 7, 7), (3, 24, 40, 6, 6),
+    (2, 56, 24, 9, 4), (2, 72, 136, 5, 8),
 ]  # fmt: skip
 
 
@@ -179,8 +180,8 @@ def test_layers_of_another_kind_are_left_as_they_are() -> None:
     kinds = [
         nn.Conv2d(64, 64, 3, padding=1, stride=2), nn.Conv2d(64, 64, 1), nn.Conv2d(64, 64, 3),
         nn.Conv2d(64, 64, 3, padding=2, dilation=2),
-        nn.Conv2d(64, 64, 3, padding=1, groups=2), nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(40, 64, 3, padding=1),
-        nn.Conv2d(16, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(64, 64, 3, padding=1, groups=2), nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(36, 64, 3, padding=1),
+        nn.Conv2d(8, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(64, 64, 3, padding="same"),
         nn.Conv3d(64, 64, 3, padding=1), nn.Identity(), None,
     ]  # fmt: skip
@@ -252,7 +253,7 @@ def test_a_processor_without_products_of_bf16_is_an_obstacle_in_words(monkeypatc
         network = create_model("cifar_resnet", depth=8)
         with pytest.raises(RequestError, match="'bf16-winograd' cannot be used here: this processor has no products of bf16"):
             plan.check(plan.PLANS["bf16-winograd"], torch.device("cpu"), network=network)
-        nothing_for_it = create_model("cifar_resnet", depth=8, width=0.25)
+        nothing_for_it = create_model("cifar_resnet", depth=8, width=0.125)
         plan.check(plan.PLANS["bf16-winograd"], torch.device("cpu"), network=nothing_for_it)
     finally:
         winograd.obstacle.cache_clear()
