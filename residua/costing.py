@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from residua import budgets, forecast, machine, models, plan
+from residua import budgets, forecast, machine, models, plan, winograd
 from residua.batches import Share
 from residua.claims import Arm, Ensemble, Probe
 from residua.cost import layer_table
@@ -125,7 +125,7 @@ def _counted(name: str, options: dict[str, Any], channels: int, side: int, class
 @lru_cache(1)
 def rates() -> Rates:
     """Those of this machine with its threads, measured in some seconds or remembered."""
-    about = [machine.hardware(_device()), torch.get_num_threads(), torch.__version__, __version__]
+    about = [machine.hardware(_device()), torch.get_num_threads(), torch.__version__, __version__, _usual_plan()]
     table = _remembered("rates", about)
     if not table:
         table = asdict(_measured())
@@ -155,6 +155,15 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _usual_plan() -> str:
+    """The plan that is usually the fastest on this machine."""
+    if _device().type == "cuda":
+        return "bf16"
+    if not multiplies_bf16():
+        return "fp32-fused"
+    return "bf16-winograd" if winograd.obstacle() is None else "bf16-fused"
+
+
 def _step_seconds(name: str, options: dict[str, Any], side: int, batch: int) -> float:
     """Median seconds of a training step on noise, by the plan that is usually the fastest."""
     generator = torch.Generator().manual_seed(0)
@@ -170,7 +179,7 @@ def _step_seconds(name: str, options: dict[str, Any], side: int, batch: int) -> 
         torch.manual_seed(0)
         network = models.create_model(name, **options)
     device = _device()
-    chosen = plan.named("bf16" if device.type == "cuda" else "bf16-fused" if multiplies_bf16() else "fp32-fused")
+    chosen = plan.named(_usual_plan())
     trial = forecast.trial_factory(network, recipe, dataset, stats, device, 0, Share())
     found = plan.measure(chosen, trial, 8, 3.0)
     if not math.isfinite(found.seconds_per_step):

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -215,15 +216,29 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class FusedUnit(nn.Module):
-    """A unit whose branch ends with the batch norm `norm` and whose merge adds: relu(shortcut(x) + norm(branch(x)))."""
+    """A unit whose branch ends with the batch norm `norm` and whose merge adds: relu(shortcut(x) + norm(branch(x))).
+
+    Where x goes past the branch as it is and the branch begins with a convolution by `residua.winograd`, that convolution adds up
+    the two gradients of x.
+    """
 
     def __init__(self, branch: nn.Module, norm: nn.BatchNorm2d, shortcut: nn.Module, relu: bool) -> None:
         super().__init__()
         self.branch, self.norm, self.shortcut, self.relu = branch, norm, shortcut, relu
+        first = _first(branch) if type(shortcut) is nn.Identity and not _hooked(shortcut) else None
+        self.chain: list[Any] | None = None  # a list, for its layers are those of `branch`
+        if isinstance(first, winograd.Convolution):
+            self.chain = [*_chained(branch)]
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
-        f = self.branch(x, *extra)
-        return _apply(self.norm, f, self.shortcut(x), self.relu)
+        if self.chain is None or extra:
+            f, h = self.branch(x, *extra), self.shortcut(x)
+        else:
+            first, *others = self.chain
+            f, h = first.forked(x)
+            for layer in others:
+                f = layer(f)
+        return _apply(self.norm, f, h, self.relu)
 
 
 def spared(network: Network) -> None:
@@ -298,6 +313,19 @@ def _poolable(pool: nn.MaxPool2d) -> bool:
 
 def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _chained(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of a chain of chains, in order."""
+    if type(module).forward is not nn.Sequential.forward or _hooked(module):
+        yield module
+        return
+    for child in module.children():
+        yield from _chained(child)
+
+
+def _first(branch: nn.Module) -> nn.Module | None:
+    return next(_chained(branch), None)
 
 
 def _without_last_norm(branch: nn.Module) -> tuple[nn.Module, nn.BatchNorm2d | None]:

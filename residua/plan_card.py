@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from residua import forecast, kernels, plan, plan_memory
+from residua import forecast, kernels, plan, plan_memory, winograd
 from residua.batches import Share
 from residua.cost import multiply_adds, num_parameters
 from residua.data import open_data
@@ -195,8 +195,10 @@ def _notes(device: torch.device, threads: int, network: Any, from_heap: int) -> 
                 "which saves a page fault for every 4 KiB."
             )
         notes.append(f"Threads: {threads}, not bound to cores: binding them was no faster.")
-        obstacle = kernels.obstacle()
+        obstacle, fewer = kernels.obstacle(), winograd.obstacle()
         notes.append(f"Own loops: {obstacle}." if obstacle else "Own loops: compiled once for this processor and kept.")
+        if fewer and not obstacle:
+            notes.append(f"Convolutions with fewer multiplications: {fewer}.")
     else:
         notes.append("cuDNN: deterministic algorithms, no search among them, so that a run can be repeated.")
     return notes

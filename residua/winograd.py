@@ -136,6 +136,27 @@ class _Convolved(torch.autograd.Function):
         return dx, dweight, dy.float().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
+class _Forked(torch.autograd.Function):
+    """The same, and x once more for what goes past the convolution: the gradient of both is summed as it is made."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        y: Tensor = _Convolved.forward(ctx, x, weight, None)
+        return y, x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, past: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        if dy is None:
+            return past, None
+        dy, past = (one if one is None else one.to(x.dtype).contiguous(memory_format=torch.channels_last) for one in (dy, past))
+        assert dy is not None
+        dx = convolved(dy, packed(weight, flipped=True), x.shape[1], beside=past) if ctx.needs_input_grad[0] else None
+        return dx, _weight_gradient(x, dy, weight) if ctx.needs_input_grad[1] else None
+
+
 class Convolution(nn.Module):
     """A convolution by these loops where it is computed in bf16 and they pay, else as it is. Shares the layer `conv`."""
 
@@ -144,10 +165,20 @@ class Convolution(nn.Module):
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (_in_bf16() and _fits(x, self.conv) and pays(x)):
+        if not self._takes(x):
             return self.conv(x)
         y: Tensor = _Convolved.apply(x.to(torch.bfloat16), self.conv.weight, self.conv.bias)
         return y
+
+    def forked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of x, and x for a shortcut: where the loops are used they add the shortcut's gradient to theirs."""
+        if self.conv.bias is not None or x.dtype != torch.bfloat16 or not self._takes(x):
+            return self(x), x
+        y, past = _Forked.apply(x, self.conv.weight)
+        return y, past
+
+    def _takes(self, x: Tensor) -> bool:
+        return _in_bf16() and _fits(x, self.conv) and pays(x)
 
 
 def _in_bf16() -> bool:

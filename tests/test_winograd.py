@@ -14,7 +14,7 @@ from trainings import final_bytes, stopped, train, write_images
 
 from residua import native, plan, winograd
 from residua.errors import RequestError
-from residua.kernels import fused
+from residua.kernels import FusedUnit, fused
 from residua.models import create_model
 
 here = pytest.mark.skipif(winograd.obstacle() is not None, reason=str(winograd.obstacle()))
@@ -223,6 +223,47 @@ def test_a_network_learns_as_the_plain_one_does_in_bf16(name: str, recompute: tu
     assert losses[2] == pytest.approx(losses[0], rel=0.02)
     away = [error(gradient, found[0]) for gradient in found[1:]]
     assert away[1] < 3 * away[0] + 0.01, "rounding once more costs about as much as rounding once"
+
+
+@here
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_unit_adds_the_gradient_of_its_shortcut_within_the_convolution(frozen: bool) -> None:
+    torch.manual_seed(0)
+    network = create_model("cifar_resnet", depth=14, width=2).train()
+    unit = network.stages[1][-1]  # type: ignore[index]
+    unit = unit.to(memory_format=torch.channels_last)
+    twin = fused(unit, fewer=True)
+    assert isinstance(twin, FusedUnit)
+    exact = copy.deepcopy(unit).double()
+    if frozen:
+        unit.branch[0].weight.requires_grad_(False)
+    x, dy = made(4, 64, 8, 8, seed=1), made(4, 64, 8, 8, seed=2)
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = twin(ours)
+    names, node = set(), [y.grad_fn]
+    while node:
+        names.add(type(node[-1]).__name__)
+        node.extend(one for one, _ in node.pop().next_functions if one is not None)  # type: ignore[union-attr]
+    assert "_ForkedBackward" in names
+    y.backward(dy)
+    exact(theirs).backward(dy.double())
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    plain = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        fused(copy.deepcopy(unit))(plain).backward(dy)
+    assert plain.grad is not None
+    assert error(ours.grad, theirs.grad) < 2 * error(plain.grad, theirs.grad) < 0.2, "rounding opens or closes some ReLU"
+    first = unit.branch[0].weight
+    assert (first.grad is None) is frozen
+    past = ours.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        alone, h = twin.chain[0].forked(past)  # type: ignore[index,operator]
+    (found,) = torch.autograd.grad(h.float().sum(), past, retain_graph=True)
+    assert torch.equal(found, torch.ones_like(found)), "only what goes past"
+    (found,) = torch.autograd.grad(alone.float().sum(), past)
+    assert torch.equal(found, winograd.convolved(torch.ones_like(alone), winograd.packed(first, flipped=True), 64))
 
 
 @here
