@@ -30,7 +30,7 @@ from residua.network import Network
 from residua.sparing import SparingStage
 from residua.unit import Add, Unit
 
-__all__ = ["FusedNorm", "FusedUnit", "Pool", "available", "fused", "obstacle", "spared"]
+__all__ = ["FusedNorm", "FusedUnit", "Pool", "PreUnit", "available", "fused", "obstacle", "spared"]
 
 _SOURCE = "kernels.c"
 _RUNNING, _BATCH, _GIVEN = range(3)  # where the statistics come from, as in kernels.c
@@ -62,7 +62,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library = native.library(_SOURCE, _MACROS[dtype])
     pointer, number, real, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     library.norm_forward.argtypes = [pointer] * 9 + [number, number, real, real, flag, flag]
-    library.norm_backward.argtypes = [pointer] * 11 + [number, number, flag, flag]
+    library.norm_backward.argtypes = [pointer] * 12 + [number, number, flag, flag]
     library.pool_forward.argtypes = library.pool_backward.argtypes = [pointer] * 3 + [ctypes.POINTER(_Windows)]
     library.pool_forward.restype = library.pool_backward.restype = None
     return library
@@ -87,20 +87,47 @@ class _Normalized(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        x, weight, bias, mean, invstd, *rest = ctx.saved_tensors
-        y = rest[0] if rest else None
-        dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        dx, dh = torch.empty_like(x), torch.empty_like(x) if y is not None else None
-        dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
-        channels = x.shape[1]
-        failed = _library(x.dtype).norm_backward(
-            dy.data_ptr(), x.data_ptr(), _address(y), _address(dh), dx.data_ptr(), weight.data_ptr(), bias.data_ptr(),
-            mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // channels, channels,
-            ctx.relu, ctx.training,
-        )  # fmt: skip
-        if failed:
-            raise MemoryError("no memory for the gradient of a normalisation")
-        return dx, (dh if dh is not None else dy) if ctx.added else None, dweight, dbias, None, None, None
+        dx, dh, dweight, dbias = _gradients(ctx, dy, None)
+        return dx, dh if ctx.added else None, dweight, dbias, None, None, None
+
+
+class _Forked(torch.autograd.Function):
+    """relu(norm(x)), and x once more for what goes past it: the gradient of both is summed as it is made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool, training: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        y: Tensor = _Normalized.forward(ctx, x, None, weight, bias, norm, relu, training)
+        return y, x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, past: Tensor | None) -> tuple[Any, ...]:
+        if dy is None:
+            return past, None, None, None, None, None
+        dx, _, dweight, dbias = _gradients(ctx, dy, past)
+        return dx, dweight, dbias, None, None, None
+
+
+def _gradients(ctx: Any, dy: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of x (with `past` added), of h, of weight and of bias."""
+    x, weight, bias, mean, invstd, *rest = ctx.saved_tensors
+    y = rest[0] if rest else None
+    dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    past = None if past is None else past.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    dx, dh = torch.empty_like(x), torch.empty_like(x) if y is not None else None
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+    channels = x.shape[1]
+    failed = _library(x.dtype).norm_backward(
+        dy.data_ptr(), x.data_ptr(), _address(y), _address(dh), dx.data_ptr(), _address(past), weight.data_ptr(),
+        bias.data_ptr(), mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // channels,
+        channels, ctx.relu, ctx.training,
+    )  # fmt: skip
+    if failed:
+        raise MemoryError("no memory for the gradient of a normalisation")
+    return dx, dy if dh is None else dh, dweight, dbias
 
 
 def _normalized(
@@ -164,6 +191,16 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return _apply(self.norm, x, None, self.relu)
+
+    def forked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of x, and x for a shortcut, whose gradient the loops add to theirs."""
+        norm = self.norm
+        if not _fits(norm, x, None):
+            return self(x), x
+        if norm.training and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        y, past = _Forked.apply(x, norm.weight, norm.bias, norm, self.relu, norm.training)
+        return y, past
 
 
 class _Pooled(torch.autograd.Function):
@@ -241,6 +278,29 @@ class FusedUnit(nn.Module):
         return _apply(self.norm, f, h, self.relu)
 
 
+class PreUnit(nn.Module):
+    """A unit of which x goes past the branch as it is, and whose branch begins with a normalisation: post(x + branch(x)).
+
+    The normalisation adds up the two gradients of x, and a convolution by `residua.winograd` at the end of the branch adds x.
+    """
+
+    def __init__(self, branch: nn.Module, post: nn.Module) -> None:
+        super().__init__()
+        self.branch, self.post = branch, post
+        self.chain: list[Any] = [*_chained(branch)]  # a list, for its layers are those of `branch`
+
+    def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
+        if extra:
+            y: Tensor = self.post(x + self.branch(x, *extra))
+            return y
+        first, *others, last = self.chain
+        f, h = first.forked(x)
+        for layer in others:
+            f = layer(f)
+        y = last.added(f, h) if isinstance(last, winograd.Convolution) else h + last(f)
+        return self.post(y)
+
+
 def spared(network: Network) -> None:
     """Has a fused network (the twin that `fused` gave) make maps again in the backward pass as `recompute_every` and
     `recompute_stages` say: stages of fused units do so bit for bit, those that `recompute_stages` leaves out without their
@@ -273,6 +333,11 @@ def fused(module: nn.Module, *, fewer: bool = False) -> nn.Module:
         branch, norm = _without_last_norm(module.branch)
         if norm is not None and type(module.post) in (nn.ReLU, nn.Identity) and not _hooked(module.post):
             return FusedUnit(fused(branch, fewer=fewer), norm, fused(module.shortcut, fewer=fewer), type(module.post) is nn.ReLU)
+        if type(module.shortcut) is nn.Identity and not _hooked(module.shortcut):
+            twin_branch = fused(module.branch, fewer=fewer)
+            layers = [*_chained(twin_branch)]
+            if len(layers) > 1 and type(layers[0]) is FusedNorm:
+                return PreUnit(twin_branch, fused(module.post, fewer=fewer))
     if type(module) is nn.MaxPool2d and _poolable(module):
         return Pool(module)
     if not module._modules:

@@ -115,25 +115,26 @@ def _weight_gradient(x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
 
 
 class _Convolved(torch.autograd.Function):
-    """A 3x3 convolution of x, bf16 and in channels-last order, with float32 weights."""
+    """A 3x3 convolution of x, bf16 and in channels-last order, with float32 weights; `beside`, like the result, is added."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, beside: Tensor | None = None) -> Tensor:
         outputs, plain, offset = len(weight), weight.detach(), None if bias is None else bias.detach().float()
-        y = convolved(x, packed(plain), outputs, bias=offset)
-        if (spared := sparing.current()) is not None:
+        y = convolved(x, packed(plain), outputs, bias=offset, beside=beside)
+        if beside is None and (spared := sparing.current()) is not None:
             spared.convolution(y, x, lambda x: convolved(x, packed(plain), outputs, bias=offset))
         ctx.save_for_backward(x, weight)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
         dx = convolved(dy, packed(weight, flipped=True), x.shape[1]) if ctx.needs_input_grad[0] else None
         dweight = _weight_gradient(x, dy, weight) if ctx.needs_input_grad[1] else None
-        return dx, dweight, dy.float().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        dbias = dy.float().sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return dx, dweight, dbias, dy if ctx.needs_input_grad[3] else None
 
 
 class _Forked(torch.autograd.Function):
@@ -167,7 +168,16 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self._takes(x):
             return self.conv(x)
-        y: Tensor = _Convolved.apply(x.to(torch.bfloat16), self.conv.weight, self.conv.bias)
+        y: Tensor = _Convolved.apply(x.to(torch.bfloat16), self.conv.weight, self.conv.bias, None)
+        return y
+
+    def added(self, x: Tensor, h: Tensor) -> Tensor:
+        """h + what it makes of x."""
+        shape = (len(x), self.conv.out_channels, *x.shape[2:])
+        laid_out = h.shape == shape and h.dtype == torch.bfloat16 and h.is_contiguous(memory_format=torch.channels_last)
+        if not (laid_out and self._takes(x)):
+            return h + self(x)
+        y: Tensor = _Convolved.apply(x.to(torch.bfloat16), self.conv.weight, self.conv.bias, h)
         return y
 
     def forked(self, x: Tensor) -> tuple[Tensor, Tensor]:

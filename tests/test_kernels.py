@@ -14,7 +14,7 @@ from trainings import stopped, train, write_images
 
 from residua import kernels, native, plan
 from residua.errors import RequestError
-from residua.kernels import FusedNorm, FusedUnit, Pool, fused
+from residua.kernels import FusedNorm, FusedUnit, Pool, PreUnit, fused
 from residua.models import create_model
 from residua.network import Network
 from residua.unit import Unit, switched_off
@@ -263,6 +263,42 @@ def test_a_compiler_that_fails_is_an_obstacle_in_words(monkeypatch: pytest.Monke
     finally:
         native.forget()
         kernels._library.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_normalisation_adds_the_gradient_of_what_goes_past_it(training: bool, relu: bool, dtype: torch.dtype) -> None:
+    norm = drawn_norm(24).train(training)
+    other = copy.deepcopy(norm)
+    x, dy, dh = (made((3, 24, 9, 7), dtype, seed) for seed in (5, 6, 7))
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, h = FusedNorm(norm, relu).forked(ours)
+    assert torch.equal(h, x)
+    expected = FusedNorm(other, relu)(theirs)
+    torch.autograd.backward([y, h], [dy, dh])
+    torch.autograd.backward([expected, theirs], [dy, dh])
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    rounding = 2e-2 if dtype == torch.bfloat16 else 1e-6  # theirs is rounded before the sum, too
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=rounding, atol=rounding)
+    found = [y, norm.weight.grad, norm.bias.grad, *norm.buffers()]
+    for one, two in zip(found, [expected, other.weight.grad, other.bias.grad, *other.buffers()]):
+        assert one is not None
+        assert two is not None
+        assert torch.equal(one, two)
+    again = x.clone().requires_grad_()
+    _, alone = FusedNorm(norm, relu).forked(again)
+    alone.backward(dh)
+    assert torch.equal(again.grad, dh)  # type: ignore[arg-type]
+
+
+def test_units_of_pre_activation_are_fused() -> None:
+    network = create_model("preact_resnet110")
+    units = [module for module in fused(network).modules() if isinstance(module, PreUnit)]
+    assert len(units) == 51, "all but the first of each stage, where the shortcut reads what the first normalisation gives"
+    twin = fused(create_model("cifar_densenet", depth=13, growth=4))
+    assert not any(isinstance(module, PreUnit) for module in twin.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -225,6 +225,45 @@ def test_a_network_learns_as_the_plain_one_does_in_bf16(name: str, recompute: tu
     assert away[1] < 3 * away[0] + 0.01, "rounding once more costs about as much as rounding once"
 
 
+def nodes(y: Tensor) -> set[str]:
+    """The names of what the backward pass of y computes."""
+    names, ahead = set(), [y.grad_fn]
+    while ahead:
+        one = ahead.pop()
+        assert one is not None
+        names.add(type(one).__name__)
+        ahead.extend(before for before, _ in one.next_functions if before is not None)
+    return names
+
+
+@here
+def test_a_unit_of_pre_activation_adds_within_its_last_convolution() -> None:
+    torch.manual_seed(0)
+    network = create_model("cifar_wide_resnet", depth=16, width=2).train()
+    unit = network.stages[1][-1].to(memory_format=torch.channels_last)  # type: ignore[index]
+    exact = copy.deepcopy(unit).double()
+    plain = copy.deepcopy(unit)
+    x, dy = made(4, 64, 8, 8, seed=1), made(4, 64, 8, 8, seed=2)
+    found = []
+    for module, start in ((exact, x.double()), (fused(plain), x.clone()), (fused(unit, fewer=True), x.clone())):
+        start.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=module is not exact):
+            y = module(start)
+        found.append([y.detach()])
+        names = nodes(y)
+        y.backward(dy.to(y.dtype))
+        found[-1] += [start.grad, *(p.grad for p in module.parameters())]
+    assert "AddBackward0" not in names
+    assert "_ForkedBackward" in names
+    for wanted, usual, ours in zip(*found):
+        assert error(ours, wanted) < 2 * error(usual, wanted) + 2**-8
+    layer = winograd.Convolution(unit.branch[-1])
+    a, h = made(4, 64, 8, 8, seed=3), made(4, 64, 8, 8, seed=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(layer.added(a, h), layer(a) + h, atol=0.05, rtol=0.02)
+        torch.testing.assert_close(layer.added(a, h.float()), layer(a) + h.float(), atol=0, rtol=0)
+
+
 @here
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_unit_adds_the_gradient_of_its_shortcut_within_the_convolution(frozen: bool) -> None:
@@ -241,11 +280,7 @@ def test_a_unit_adds_the_gradient_of_its_shortcut_within_the_convolution(frozen:
     ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         y = twin(ours)
-    names, node = set(), [y.grad_fn]
-    while node:
-        names.add(type(node[-1]).__name__)
-        node.extend(one for one, _ in node.pop().next_functions if one is not None)  # type: ignore[union-attr]
-    assert "_ForkedBackward" in names
+    assert "_ForkedBackward" in nodes(y)
     y.backward(dy)
     exact(theirs).backward(dy.double())
     assert ours.grad is not None
