@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,9 +147,10 @@ def check_weights(recipe: Recipe) -> None:
         weights.check(recipe.model.weights, recipe.model.name, recipe.model.options)
 
 
-def start_from(network: Network, recipe: Recipe) -> Loaded | None:
-    """Loads the weights that the recipe starts from, if it names any."""
-    return weights.load(network, recipe.model.weights, name=recipe.model.name) if recipe.model.weights else None
+def start_from(network: Network, recipe: Recipe, classes: Sequence[str]) -> Loaded | None:
+    """Loads the weights that the recipe starts from, if it names any; `classes` are those of the data."""
+    source = recipe.model.weights
+    return weights.load(network, source, name=recipe.model.name, classes=classes) if source else None
 
 
 def weight_notes(loaded: Loaded | None, recipe: Recipe) -> list[str]:
@@ -170,7 +171,7 @@ def begin(
 ) -> Prepared:  # fmt: skip
     """Chooses the plan, fixes the number of steps, writes the run directory. `started`: when the command began."""
     network = fresh_network(recipe)
-    loaded = start_from(network, recipe)
+    loaded = start_from(network, recipe, dataset.classes)
     for text in weight_notes(loaded, recipe):
         listener.note(text)
     stats = normalization(dataset.splits["train"], recipe, dataset.facts.channels)
@@ -257,7 +258,7 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
         plan.check(stored, device, network=network)
     network.recompute_every, network.recompute_stages = run.manifest.get("recompute", [network.recompute_every, None])
     if not checkpoints.available(run.checkpoints):  # else the weights come from there, and the file may be gone
-        loaded = start_from(network, run.recipe)
+        loaded = start_from(network, run.recipe, dataset.classes)
         if loaded is not None and loaded.sha256 != run.manifest["weights"]["sha256"]:
             raise RequestError(f"{loaded.where} has changed since the run {out} began. Choose another --out to start from it.")
         if loaded is None:

@@ -41,12 +41,14 @@ TAKES = (
 @dataclass(frozen=True)
 class Source:
     """Tensors by the names they have in `where`. `stride_on` is the place of a bottleneck's stride ("1x1" or "3x3") where
-    something says it: no tensor does. `network` is the name of the network where that is known."""
+    something says it: no tensor does. `network` is the name of the network where that is known, and `classes` are the names of
+    its classes in the order of its outputs."""
 
     where: str
     tensors: Mapping[str, Tensor]
     stride_on: str | None = None
     network: str | None = None
+    classes: tuple[str, ...] | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------------ files

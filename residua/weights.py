@@ -74,13 +74,21 @@ class Loaded:
         return " ".join([f"Weights: {'; '.join(parts)}.", *self.notes])
 
 
-def load(model: nn.Module, source: str | Path | Mapping[str, Tensor], *, name: str | None = None) -> Loaded:
+def load(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    name: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Loaded:
     """Loads `source` into `model` in place, and says what was taken, adapted and re-initialised.
 
     `source` is a state dict, a `.safetensors` file, a `.pth` file (torch >= 2.10), a run directory, a folder with
     `model.safetensors`, or published weights by name: `torchvision:IMAGENET1K_V2`, `timm:resnet50.a1_in1k`,
     `hf:microsoft/resnet-50`. Names of tensors are ours, torchvision's, timm's or transformers'. `name` is the model's name in the
-    catalogue; without it, it is found by the shapes where it is needed.
+    catalogue; without it, it is found by the shapes where it is needed. `classes` are the names of the model's classes, in the
+    order of its outputs: where they are given and `source` is a run, which knows its own, the rows of the classifiers are taken
+    by name, and those of classes that the run does not know keep their values. Else they are taken by their places.
 
     A classifier for another number of classes, and a first layer with another kernel or number of channels, keep their values;
     a first layer of one channel takes the sum over the file's channels, which answers a grey image as before. Values are
@@ -88,9 +96,9 @@ def load(model: nn.Module, source: str | Path | Mapping[str, Tensor], *, name: s
     another network: with the network that it looks like and the tensors that differ.
     """
     found = _open(source, lambda: [name] if name else _resembling(model.state_dict()))
-    fit = _fit(model, found, name)
+    fit = _fit(model, found, name, classes)
     own = model.state_dict()
-    values = {key: _value(found.tensors[theirs], own[key]) for key, theirs in fit.take.items()}
+    values = {key: _value(found.tensors[theirs], own[key], fit.rows.get(key)) for key, theirs in fit.take.items()}
     model.load_state_dict({**own, **values})
     return fit.loaded(found)
 
@@ -188,7 +196,7 @@ def _open_folder(path: Path) -> Source:
     if runs.is_run(path):
         run = runs.open_run(path)
         network = runs.load(run)
-        return Source(str(path), network.state_dict(), _stride_on(network), run.recipe.model.name)
+        return Source(str(path), network.state_dict(), _stride_on(network), run.recipe.model.name, tuple(run.classes))
     found = weight_files.read_folder(path)
     if found is None:
         raise RequestError(f"{path} is neither a run directory nor a model's folder with {' or '.join(weight_files.FILES)}.")
@@ -200,10 +208,12 @@ def _open_folder(path: Path) -> Source:
 
 @dataclass(frozen=True)
 class _Fit:
-    """How tensors fit a network: `take` maps our names to the source's."""
+    """How tensors fit a network: `take` maps our names to the source's. `rows` maps our names of the classifiers whose rows are
+    taken by name to the rows: ours to the source's."""
 
     naming: Naming
     take: Mapping[str, str]
+    rows: Mapping[str, Mapping[int, int]]
     adapted: Mapping[str, str]
     fresh: Mapping[str, str]
     ignored: tuple[str, ...]
@@ -217,12 +227,13 @@ class _Fit:
         )  # fmt: skip
 
 
-def _fit(model: nn.Module, source: Source, name: str | None) -> _Fit:
+def _fit(model: nn.Module, source: Source, name: str | None, classes: Sequence[str] | None = None) -> _Fit:
     """Decides for every tensor of `model` where its value comes from; raises `RequestError` if `source` is another network."""
     own = model.state_dict()
     chosen, found = naming.naming_of(source.tensors, own)
     first = first_layer(own)
-    take, adapted, fresh = {}, {}, {}
+    take, rows, adapted, fresh = {}, {}, {}, {}
+    shared = _shared_classes(source.classes, classes)
     missing: list[str] = []
     reshaped: list[str] = []
     for key, tensor in own.items():
@@ -234,7 +245,18 @@ def _fit(model: nn.Module, source: Source, name: str | None) -> _Fit:
                 missing.append(key)
             continue
         there, here = tuple(source.tensors[theirs].shape), tuple(tensor.shape)
-        if there == here:
+        if (
+            shared is not None
+            and CLASSIFIER.fullmatch(key)
+            and (there[0], here[0]) == (len(source.classes or ()), len(classes or ()))
+            and there[1:] == here[1:]
+        ):
+            if shared:
+                take[key], rows[key] = theirs, shared
+                adapted[key] = f"rows of {len(shared)} of {here[0]} classes by name{_others(here[0] - len(shared))}"
+            else:
+                fresh[key] = f"none of the {here[0]} classes has the name of one of the {there[0]} there"
+        elif there == here:
             take[key] = theirs
         elif CLASSIFIER.fullmatch(key) and there[1:] == here[1:]:
             fresh[key] = f"{there[0]} classes there, {here[0]} here"
@@ -254,7 +276,20 @@ def _fit(model: nn.Module, source: Source, name: str | None) -> _Fit:
     if missing or reshaped or unexpected:
         raise RequestError(_mismatch(own, source, name, chosen, found, missing, reshaped, unexpected))
     notes = _stride_note(model, source)
-    return _Fit(chosen, take, adapted, fresh, tuple(ignored), notes, len(own))
+    return _Fit(chosen, take, rows, adapted, fresh, tuple(ignored), notes, len(own))
+
+
+def _shared_classes(theirs: Sequence[str] | None, own: Sequence[str] | None) -> dict[int, int] | None:
+    """The rows of the classes whose names both know, ours to theirs; None where names decide nothing: they are the same in the
+    same order, or not known."""
+    if theirs is None or own is None or list(theirs) == list(own):
+        return None
+    places = {name: place for place, name in enumerate(theirs)}
+    return {row: places[name] for row, name in enumerate(own) if name in places}
+
+
+def _others(count: int) -> str:
+    return f", {count} anew" if count else ""
 
 
 def first_layer(tensors: Mapping[str, Tensor]) -> str | None:
@@ -267,9 +302,13 @@ def _sums(there: tuple[int, ...], here: tuple[int, ...]) -> bool:
     return len(here) > 2 and len(there) == len(here) and here[1] == 1 < there[1] and there[0] == here[0] and there[2:] == here[2:]
 
 
-def _value(theirs: Tensor, own: Tensor) -> Tensor:
-    """The value in the own shape and dtype."""
+def _value(theirs: Tensor, own: Tensor, rows: Mapping[int, int] | None = None) -> Tensor:
+    """The value in the own shape and dtype; with `rows` (ours to theirs) that of the other rows is the own."""
     value = theirs.to(own.device)
+    if rows is not None:
+        taken = own.clone()
+        taken[list(rows)] = value[list(rows.values())].to(own.dtype)
+        return taken
     return (value if value.shape == own.shape else value.sum(1, keepdim=True)).to(own.dtype)
 
 

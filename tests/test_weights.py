@@ -810,6 +810,33 @@ def test_a_run_gives_its_weights(images: Path, tmp_path: Path) -> None:
     assert same_state(model.eval(), residua.load(first)), "the averaged weights, as residua.load gives them"
 
 
+@pytest.mark.parametrize(
+    ("names", "rows", "said"),
+    [
+        (("dark", "light"), {0: 0, 1: 1}, None),
+        (("also-light", "dark", "light"), {1: 0, 2: 1}, "rows of 2 of 3 classes by name, 1 anew"),
+        (("light", "zebra"), {0: 1}, "rows of 1 of 2 classes by name, 1 anew"),
+        (("ape", "bee"), {}, "none of the 2 classes has the name of one of the 2 there"),
+    ],
+)
+def test_a_run_gives_the_rows_of_its_classifier_to_the_classes_of_the_same_name(
+    names: tuple[str, ...], rows: dict[int, int], said: str | None, images: Path, tmp_path: Path
+) -> None:
+    first = train(images, tmp_path / "first", steps=2)
+    others = write_images(tmp_path / "others", dict.fromkeys(names, 8))
+    listener = Stop()
+    tiny = {"steps": 1, "optim__lr": 1e-12, "seed": 5}
+    second = train(others, tmp_path / "second", listener=listener, model__weights=str(first.path), **tiny)
+    anew = train(others, tmp_path / "anew", **tiny)
+    there, here, fresh = (checkpoint(run, run.manifest["total_steps"]) for run in (first, second, anew))
+    for tensor in ("head.classifier.weight", "head.classifier.bias"):
+        wanted = torch.stack([there[tensor][rows[row]] if row in rows else fresh[tensor][row] for row in range(len(names))])
+        torch.testing.assert_close(here[tensor], wanted, rtol=0, atol=1e-6)
+    sentence = next(note for note in listener.notes if note.startswith("Weights: "))
+    assert ("classes" in sentence) == (said is not None)
+    assert said is None or f"head.classifier.weight, head.classifier.bias ({said})" in sentence
+
+
 @pytest.mark.usefixtures("published")
 def test_published_weights_by_name_train(images: Path, tmp_path: Path) -> None:
     fields = {"model.name": "resnet18", "model.weights": "torchvision:IMAGENET1K_V1", "steps": 1, "model.stem": "imagenet"}
