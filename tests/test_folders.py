@@ -49,6 +49,15 @@ def test_split_folders_are_known_by_their_names(tmp_path: Path, folder: str, spl
     assert "5 in train" in dataset.note
 
 
+def test_training_and_testing_are_splits_in_capitals_and_small_letters_and_keep_their_names(tmp_path: Path) -> None:
+    write_splits(tmp_path, Training={"cat": 3, "dog": 2}, testing={"cat": 1, "dog": 2})
+    dataset = open_folder(tmp_path)
+    assert {name: len(samples) for name, samples in dataset.splits.items()} == {"train": 5, "test": 3}
+    assert dataset.classes == ("cat", "dog")
+    assert names(dataset, "test") == ["testing/cat/000.png", "testing/dog/000.png", "testing/dog/001.png"]
+    assert "Training/ and testing/" in dataset.note
+
+
 def test_train_val_and_test_are_all_read(tmp_path: Path) -> None:
     write_splits(tmp_path, train={"a": 3, "b": 3}, val={"a": 1, "b": 1}, test={"a": 2, "b": 1})
     dataset = open_folder(tmp_path)

@@ -16,7 +16,9 @@ from residua.images import decode, printable
 
 __all__ = ["SPLIT_RULE", "SPLIT_WORDS", "assemble", "counted"]
 
-SPLIT_WORDS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_WORDS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
 """The words, in small letters, for each split in names of folders and in tables."""
 
 SPLIT_RULE = "a file is val where the first 8 bytes of its SHA-256, as a fraction, are below 0.2, else train"

@@ -2,7 +2,8 @@
 
 Two layouts, told apart by their folders' names (capitals and small letters alike):
 
-- `train/` beside `val/` (also `valid/`, `validation/`) or `test/` or both, each with one sub-folder a class;
+- `train/` (also `training/`) beside `val/` (also `valid/`, `validation/`) or `test/` (also `testing/`) or both, each with one
+  sub-folder a class;
 - one sub-folder a class, divided into train and val by content (see `datacheck`). A `train/` with sub-folders and neither
   `val/` nor `test/` beside it is read like this too.
 
