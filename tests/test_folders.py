@@ -95,6 +95,18 @@ def test_folders_beside_the_splits_are_ignored_and_listed(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("below", ["", "train"])
+def test_stray_files_beside_the_classes_are_counted_once(tmp_path: Path, below: str) -> None:
+    write_classes(tmp_path / below, {"a": 20, "b": 20})
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".hidden").touch()
+    write_image(tmp_path / "stray.png", 1)
+    assert [(item.kind, item.what) for item in open_folder(tmp_path).findings.items] == [
+        ("ignored files", "2 files are not images (1 of them hidden): notes.txt, .hidden"),
+        ("images outside a class", "1 lying in no class folder: stray.png"),
+    ]
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     write_classes(tmp_path, {"bus": 20, "train": 20})
     assert open_folder(tmp_path).classes == ("bus", "train")

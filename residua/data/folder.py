@@ -81,7 +81,8 @@ def open_folder(root: Path, *, channels: int | None = None, max_bad: float = 0.0
     else:
         inner = splits.get("train", "")
         layout = f"one sub-folder a class{f' in {inner}/' if inner else ''}, split by content: {SPLIT_RULE}"
-        labels, listed = _list_classes(root, inner, BY_CONTENT, ignored)
+        folders = _sub_folders(root / inner, f"{inner}/", ignored) if inner else top
+        labels, listed = _list_classes(root, inner, folders, BY_CONTENT, ignored)
     if splits:
         ignored.folders += [name for name in top if name not in splits.values()]
     ignored.note(findings)
@@ -127,17 +128,18 @@ def _list_splits(root: Path, splits: dict[str, str], ignored: _Ignored) -> tuple
     labels: set[str] = set()
     listed: list[Listed] = []
     for split, folder in splits.items():
-        of_split, files = _list_classes(root, folder, split, ignored)
+        folders = _sub_folders(root / folder, f"{folder}/", ignored)
+        of_split, files = _list_classes(root, folder, folders, split, ignored)
         labels |= of_split
         listed += files
     return labels, listed
 
 
-def _list_classes(root: Path, below: str, split: str, ignored: _Ignored) -> tuple[set[str], list[Listed]]:
-    """(class names, files) of the folder `below` (relative, may be empty), whose sub-folders are the classes."""
+def _list_classes(root: Path, below: str, folders: list[str], split: str, ignored: _Ignored) -> tuple[set[str], list[Listed]]:
+    """(class names, files) of the folder `below` (relative, may be empty), whose sub-folders, `folders`, are the classes."""
     labels: set[str] = set()
     listed: list[Listed] = []
-    for folder in _sub_folders(root / below, f"{below}/" if below else "", ignored):
+    for folder in folders:
         label = unicodedata.normalize("NFC", printable(folder))
         labels.add(label)
         name = f"{below}/{folder}" if below else folder
