@@ -10,7 +10,7 @@ from torch import Tensor
 
 from residua.data import one_path, open_data
 from residua.datacheck import BY_CONTENT
-from residua.dataset import Dataset, FileSamples, Samples, class_counts
+from residua.dataset import ArraySamples, Dataset, Samples, class_counts
 from residua.errors import RequestError, nearest, unknown
 from residua.resolve import held_out
 from residua.runs import Run
@@ -61,13 +61,16 @@ def open_split(run: Run, source: str | None, split: str | None, channels: int, d
 
 
 def _changed(dataset: Dataset, run: Run) -> bool:
-    """Whether the images are others than those of the training, as far as their numbers, and the names and sizes of files, show.
-    What the run held in memory is known to it by its pixels, which are not read for this."""
+    """Whether the images are others than those of the training: by their pixels where they lie in memory once the data is open,
+    else as far as their numbers, and the names and sizes of files, show. Files that the run held in memory are known to it by
+    their pixels, which are not read for this: of them only the numbers show it."""
     counts = {name: class_counts(samples, len(dataset.classes)) for name, samples in dataset.splits.items()}
     if (list(dataset.classes), counts) != (run.classes, run.data.get("counts", counts)):
         return True
-    files = all(isinstance(samples, FileSamples) for samples in dataset.splits.values())
-    return files and not run.manifest.get("in_memory", True) and dataset.fingerprint() != run.manifest["data_fingerprint"]
+    held = any(isinstance(samples, ArraySamples) for samples in dataset.splits.values())
+    if held != run.manifest.get("in_memory", True):
+        return False
+    return dataset.fingerprint() != run.manifest["data_fingerprint"]
 
 
 def _left_out(dataset: Dataset, split: str) -> tuple[tuple[str, str], ...]:

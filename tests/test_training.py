@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,9 @@ from toy_runs import one_thread  # noqa: F401
 from trainings import ALL_RANDOM, SIDE, Stop, final_bytes, losses, settings, stopped, train, write_images
 
 import residua
-from residua import checkpoints, machine, plan
+from residua import checkpoints, machine, measured_split, plan
+from residua.data import open_data
+from residua.dataset import ArraySamples
 from residua.errors import RequestError, RunError
 from residua.images import decode
 from residua.prepare import default_out
@@ -401,6 +404,19 @@ def test_images_set_aside_are_not_measured_once_the_data_has_changed(images: Pat
     after = residua.evaluate(run, save=False)
     assert after.split == "test"
     assert "The data has changed since the run was trained on it." in after.note
+
+
+def test_changed_pixels_of_a_set_in_memory_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = train("digits", tmp_path / "run", data__holdout=100, data__image_size=SIDE, steps=1)
+    assert "has changed" not in residua.evaluate(run, split="val", save=False).note
+    found = open_data("digits")
+    train_split, test_split = found.splits["train"], found.splits["test"]
+    assert isinstance(train_split, ArraySamples)
+    flipped = {"train": replace(train_split, images=train_split.images.flip(-1)), "test": test_split}
+    monkeypatch.setattr(measured_split, "open_data", lambda *_args, **_options: replace(found, splits=dict(flipped)))
+    assert "The data has changed since the run was trained on it." in residua.evaluate(run, save=False).note
+    with pytest.raises(RequestError, match="can no longer be told from those it was trained on"):
+        residua.evaluate(run, split="val", save=False)
 
 
 def test_a_file_that_is_unreadable_from_the_start_weighs_nothing_streamed_or_held(tmp_path: Path) -> None:
