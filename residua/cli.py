@@ -219,11 +219,10 @@ def train(
 
         if exact and plan not in (None, "exact"):
             raise RequestError(f"--exact is the plan `exact`; --plan {plan} contradicts it.")
-        changes = parse_overrides(settings or [])
-        for name, value in (("epochs", epochs), ("minutes", minutes), ("batch_size", batch_size), ("seed", seed),
-                            ("plan", "exact" if exact else plan), ("model.weights", weights)):  # fmt: skip
-            if value is not None:
-                changes[name] = value
+        fields = {
+            "epochs": epochs, "minutes": minutes, "batch_size": batch_size, "seed": seed, "plan": "exact" if exact else plan,
+            "model.weights": weights, "set": parse_overrides(settings or []),
+        }  # fmt: skip
         with Watch(say) as watch:
             run = run_training(
                 data,
@@ -234,7 +233,7 @@ def train(
                 device=device,
                 workers=workers,
                 listener=watch,
-                set=changes,
+                **fields,
             )
         if int(os.environ.get("RANK", "0")) == 0:
             finish(run, data_dir, device, as_json)

@@ -22,7 +22,7 @@ from residua.errors import RequestError, nearest
 
 __all__ = [
     "Augment", "Average", "Checkpoints", "Data", "Model", "Optim", "Recipe", "Schedule",
-    "differences", "from_dict", "parse_overrides", "read", "replaced", "to_dict", "write_toml",
+    "check_agreement", "differences", "from_dict", "parse_overrides", "read", "replaced", "to_dict", "write_toml",
 ]  # fmt: skip
 
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -268,6 +268,14 @@ def replaced(recipe: Recipe, changes: Mapping[str, Any], where: str = "--set") -
     for name, value in changes.items():
         _assign(values, name, value, where)
     return from_dict(values, where)
+
+
+def check_agreement(given: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raises `RequestError` where a dotted field that an argument of its own gives (None: does not) has another value among the
+    `changes`."""
+    for name, value in given.items():
+        if value is not None and name in changes and changes[name] != value:
+            raise RequestError(f"{name} is given twice, as {value!r} and with --set as {changes[name]!r}: leave one of them out.")
 
 
 def _assign(values: dict[str, Any], name: str, value: Any, where: str) -> None:

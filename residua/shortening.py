@@ -29,7 +29,7 @@ from residua.analysis import LADDER, Subject, affordable
 from residua.cost import multiply_adds, num_parameters
 from residua.errors import RequestError
 from residua.evaluation import evaluate
-from residua.recipe import Recipe, replaced
+from residua.recipe import Recipe, check_agreement, replaced
 from residua.record import Listener, Silent
 from residua.removal import outermost, taken_out, why_kept
 from residua.runs import Run
@@ -111,6 +111,7 @@ def fine_tuning(parent: Run, paths: Sequence[str], epochs: float | None, changes
     """The parent's recipe without the units `paths`, from the parent's weights: `epochs` (default: a fifth of the parent's), a
     fifth of its learning rate that falls along a cosine, no warm-up."""
     recipe, card = parent.recipe, parent.manifest
+    check_agreement({"epochs": epochs}, changes)
     length = {"epochs": epochs} if epochs is not None else {name: changes[name] for name in LENGTHS if name in changes}
     if not length:
         length = {"epochs": max(1.0, round(EPOCHS * card["total_steps"] / card["steps_per_epoch"], 2))}

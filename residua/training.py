@@ -65,9 +65,10 @@ def train(
 
     `data` is a name, a folder or a CSV file (default: the recipe's, which is the embedded digits), `model` a catalogue name,
     `recipe` a name, a file or a `Recipe`; `fields` change it by name: `epochs=3`, `minutes=10`, `seed=1`, or through a
-    dictionary `set={"optim.lr": 0.05}`. `out` defaults to a name under runs/ that tells what the run is; the same request
-    leads to the same directory and continues what is there. Raises `RequestError` before any long work if the request is
-    wrong, `RunError` if the work fails, `Interrupted` after a checkpoint on SIGINT or SIGTERM.
+    dictionary `set={"optim.lr": 0.05}`; a field that is given in both ways must be given the same value. `out` defaults to a name
+    under runs/ that tells what the run is; the same request leads to the same directory and continues what is there. Raises
+    `RequestError` before any long work if the request is wrong, `RunError` if the work fails, `Interrupted` after a checkpoint on
+    SIGINT or SIGTERM.
     """
     started = time.perf_counter()
     listener = listener or Silent()
@@ -85,12 +86,11 @@ def train(
 def request(data: str | None, model: str | None, recipe: str | Recipe, fields: Mapping[str, Any]) -> Recipe:
     """The recipe that is asked for, before the data is known."""
     chosen = get_recipe(recipe, model) if isinstance(recipe, str) else recipe
-    changes = {**fields.get("set", {}), **{name: value for name, value in fields.items() if name != "set" and value is not None}}
-    if model is not None:
-        changes["model.name"] = model
-    if data is not None:
-        changes["data.source"] = data
-    chosen = recipes.replaced(chosen, changes, "the request")
+    own = {**{name: value for name, value in fields.items() if name != "set"}, "model.name": model, "data.source": data}
+    given = {name: value for name, value in own.items() if value is not None}
+    changes = fields.get("set", {})
+    recipes.check_agreement(given, changes)
+    chosen = recipes.replaced(chosen, {**changes, **given}, "the request")
     if chosen.plan != "auto":
         plan.named(chosen.plan)
     return chosen

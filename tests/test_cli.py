@@ -254,6 +254,11 @@ def png(width: int, height: int) -> bytes:
         (["train", "--set", "steps=3", "--set", "epochs=2"], ["one length"]),
         (["train", "--plan", "fp33"], ["fp33", "fp32"]),
         (["train", "--exact", "--plan", "bf16"], ["contradicts"]),
+        (["train", "--epochs", "1", "--set", "epochs=2"], ["epochs is given twice, as 1.0 and with --set as 2"]),
+        (["train", "--model", "resnet20", "--set", "model.name=plain20"], ["model.name is given twice", "as 'resnet20'"]),
+        (["train", "digits", "--set", "data.source=cifar10"], ["data.source is given twice", "'digits'", "'cifar10'"]),
+        (["train", "--seed", "1", "--set", "seed=2"], ["seed is given twice"]),
+        (["train", "--exact", "--set", "plan=bf16"], ["plan is given twice", "'exact'", "'bf16'"]),
         (["train", "--device", "cuda:99"], ["--device cuda:99"]),
         (["train", "--device", "tpu3"], ["--device tpu3"]),
         (["train", "--epochs", "0"], ["epochs"]),
@@ -495,7 +500,7 @@ def test_a_signal_ends_the_process_with_its_code_and_a_checkpoint_and_the_comman
 
 def test_a_second_signal_leaves_at_once_and_the_last_checkpoint_is_whole(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(command("train", folder, *TINY[:-2], "--out", out, steps=100_000, batch_size=12), tmp_path)
+    process = start(command("train", folder, *TINY[:-2], "--out", out, steps=100_000), tmp_path)
     while process.poll() is None and len(read_lines(out / "metrics.jsonl")) < 2:
         time.sleep(0.01)
     while process.poll() is None:

@@ -162,6 +162,9 @@ def test_the_tuning_has_the_recipe_of_the_parent_but_for_its_length_and_rate(par
     assert dataclasses.replace(recipe.optim, lr=1.0) == dataclasses.replace(parent.recipe.optim, lr=1.0)
     assert recipe.augment == parent.recipe.augment
     assert fine_tuning(parent, ["stages.0.1"], 7.0, {}).epochs == 7
+    assert fine_tuning(parent, ["stages.0.1"], 7.0, {"epochs": 7}).epochs == 7
+    with pytest.raises(RequestError, match=r"epochs is given twice, as 7\.0 and with --set as 5"):
+        fine_tuning(parent, ["stages.0.1"], 7.0, {"epochs": 5})
 
 
 @pytest.mark.parametrize(
