@@ -176,7 +176,19 @@ def _named(name: str | None) -> str:
 
 
 def _open(source: str | Path | Mapping[str, Tensor], names: Callable[[], list[str]]) -> Source:
-    """The tensors of `source`; `names` finds the names that the network may have."""
+    """The tensors of `source`, all of them finite; `names` finds the names that the network may have."""
+    found = _read(source, names)
+    valued = ((name, tensor) for name, tensor in found.tensors.items() if not tensor.is_meta)
+    broken = [name for name, tensor in valued if not tensor.isfinite().all()]
+    if broken:
+        raise RequestError(
+            f"The weights in {found.where} hold NaN or infinities, in {_some(broken)}: no network can work with them. They were "
+            "saved so, as after a training that broke off; name others."
+        )
+    return found
+
+
+def _read(source: str | Path | Mapping[str, Tensor], names: Callable[[], list[str]]) -> Source:
     if isinstance(source, Mapping):
         tensors = weight_files.plain(source)
         if not tensors:

@@ -451,6 +451,23 @@ def test_a_folder_or_file_that_is_no_weights_is_refused(tmp_path: Path) -> None:
     assert "holds no tensors" in refused(small(), {})
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_tensor_and_file(suffix: str, value: float, tmp_path: Path) -> None:
+    model, file = small(), tmp_path / f"w{suffix}"
+    tensors = {key: tensor.clone() for key, tensor in small().state_dict().items()}
+    tensors["stages.1.0.branch.norm1.running_var"][2] = value
+    if suffix == ".pth":
+        torch.save(tensors, file)
+    else:
+        save_file(tensors, file)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    said = refused(model, file)
+    assert str(file) in said
+    assert "hold NaN or infinities, in stages.1.0.branch.norm1.running_var:" in said
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
 def test_saving_refuses_what_it_cannot_say(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no layout of weights called 'torchvison'\. Did you mean 'torchvision'"):
         weights.save(small(), tmp_path / "w.safetensors", layout="torchvison")
