@@ -399,10 +399,22 @@ def _mismatch(
         source.network,
     )
     this = f"this is {name}" if name and name != "auto" else _this(own)
+    compared = _both(name, found, own) if name and name == source.network else f"they look like {looks}, and {this}"
     return (
-        f"The weights in {source.where} are of another network: they look like {looks}, and {this}. "
+        f"The weights in {source.where} are of another network: {compared}. "
         f"{count} {'tensor differs' if count == 1 else 'tensors differ'}: {'; '.join(shown)}{more}."
     )
+
+
+def _both(name: str, theirs: Iterable[str], own: Iterable[str]) -> str:
+    """How two networks of one name differ, by the names of their tensors: one may have been shortened."""
+    there, here = _num_units(theirs), _num_units(own)
+    how = "built with other options" if there == here else f"with {there} units there and {here} here"
+    return f"both are {name}, but {how}"
+
+
+def _num_units(names: Iterable[str]) -> int:
+    return len({place[0] for name in names if (place := re.match(r"stages\.\d+\.\d+\.", name))})
 
 
 def _this(own: Mapping[str, Tensor]) -> str:

@@ -48,6 +48,15 @@ def child(parent: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, d
     return tuned(parent, tmp_path_factory.mktemp("short") / "child")
 
 
+def test_the_weights_of_a_shortened_run_are_told_by_their_number_of_units(
+    parent: Run, child: tuple[Run, dict[str, Any]], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match="are of another network: both are cifar_resnet, but with 4 units there and 6 here"):
+        train(data, tmp_path / "run", model__depth=14, model__weights=str(child[0].path))
+    with pytest.raises(RequestError, match="both are cifar_resnet, but built with other options"):
+        train(data, tmp_path / "run", model__depth=14, model__width=8, model__weights=str(parent.path))
+
+
 def test_a_shortened_network_is_a_run_like_any_other(parent: Run, child: tuple[Run, dict[str, Any]]) -> None:
     run, card = child
     gone = [item["path"] for item in card["removed"]]
