@@ -324,7 +324,7 @@ def predict(
         if as_json:
             emit([item.to_dict() for item in predictions])
         elif as_csv:
-            print(predictions_csv(predictions), end="")
+            print(predictions_csv(predictions, top), end="")
         else:
             print(tables.predictions(predictions))
         if bad:

@@ -72,12 +72,18 @@ def predict(
     return _predictions(paths, opened.classes, found, top)
 
 
-def predictions_csv(predictions: Sequence[Prediction]) -> str:
-    """The predictions as CSV with a header: path, label, probability, error; what a prediction does not have is empty."""
+def predictions_csv(predictions: Sequence[Prediction], top: int = 1) -> str:
+    """The predictions as CSV with a header: path, label, probability, error, and for the next likeliest classes up to the one at
+    place `top` label_2, probability_2, label_3, ...; what a prediction does not have is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", "probability", "error"])
-    writer.writerows([item.path, item.label, item.probability, item.error] for item in predictions)
+    places = range(2, top + 1)
+    further = [name for place in places for name in (f"label_{place}", f"probability_{place}")]
+    writer.writerow(["path", "label", "probability", "error", *further])
+    for item in predictions:
+        ranked = [value for pair in item.top[1:top] for value in pair]
+        empty = [None] * (len(further) - len(ranked))
+        writer.writerow([item.path, item.label, item.probability, item.error, *ranked, *empty])
     return text.getvalue()
 
 

@@ -111,6 +111,8 @@ def test_evaluate_predict_report_and_doctor_write_what_is_documented(trained: tu
     assert_as_documented("predict", entries)
     assert len(entries) == 49
     assert [entry["path"] for entry in entries if entry["error"]] == [str(images / "val" / "d" / "bad.png")]
+    header = residua("predict", run, images / "val", "--top", "2", "--csv").stdout.splitlines()[0]
+    assert header == "path,label,probability,error,label_2,probability_2"
     assert_as_documented("report", document("report", run))
     assert_as_documented("doctor DATA", document("doctor", images), document("doctor", "digits"))
 

@@ -115,6 +115,21 @@ def test_csv_and_json_hold_every_file(run: Run, folder: Path, tmp_path: Path) ->
     assert values[1]["top"][0] == {"label": values[1]["label"], "probability": values[1]["probability"]}
 
 
+def test_csv_has_two_columns_for_each_further_class(run: Run, folder: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "odd.png"
+    odd.write_bytes(b"no")
+    predictions = predict(run, [odd, folder / "test" / "elk"], top=3, device="cpu")
+    rows = list(csv.reader(io.StringIO(predictions_csv(predictions, 3))))
+    assert rows[0] == ["path", "label", "probability", "error", "label_2", "probability_2", "label_3", "probability_3"]
+    assert rows[1][4:] == ["", "", "", ""]
+    for row, item in zip(rows[2:], predictions[1:], strict=True):
+        assert [(row[1], float(row[2])), (row[4], float(row[5])), (row[6], float(row[7]))] == list(item.top)
+    assert next(csv.reader(io.StringIO(predictions_csv(predictions)))) == ["path", "label", "probability", "error"]
+    many = list(csv.reader(io.StringIO(predictions_csv(predict(run, folder / "test", top=99, device="cpu"), 9))))
+    assert {len(row) for row in many} == {4 + 2 * 8}
+    assert many[1][-4:] == ["", "", "", ""], "there are seven classes"
+
+
 def test_nothing_is_drawn_and_workers_change_nothing(run: Run, folder: Path) -> None:
     before = torch.get_rng_state()
     assert predict(run, folder, device="cpu", workers=1) == predict(run, folder, device="cpu")
