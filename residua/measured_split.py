@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from residua.data import one_path, open_data
+from residua.data import is_there, one_path, open_data
 from residua.datacheck import BY_CONTENT
 from residua.dataset import ArraySamples, Dataset, Samples, class_counts
 from residua.errors import RequestError, nearest, unknown
@@ -33,13 +33,18 @@ class MeasuredSplit:
 def open_split(run: Run, source: str | None, split: str | None, channels: int, data_dir: Path | str | None) -> MeasuredSplit:
     """The split called `split` (by default "test", else "val") of `source` (None: the run's own data).
 
-    Raises `RequestError` where there is no such split, for classes that the run does not know, and where images that a run has
-    set aside (`data.holdout`) can no longer be told from those it was trained on, since its data has changed.
+    Raises `RequestError` where the data or such a split is not there, for classes that the run does not know, and where images
+    that a run has set aside (`data.holdout`) can no longer be told from those it was trained on, since its data has changed.
     """
     source = run.recipe.data.source if source is None else source
+    own = one_path(source) == one_path(run.recipe.data.source)
+    if own and not is_there(source):
+        raise RequestError(
+            f"The run {run.path} was trained on {source!r}, and there is no such folder or file, seen from {Path.cwd()}. Repeat "
+            "the command in the folder that the run was trained in, or say with --data where its data lies."
+        )
     dataset = open_data(source, data_dir=data_dir, channels=channels, max_bad=1.0, seconds=0.0)
     note = dataset.note if dataset.note.endswith(".") or not dataset.note else f"{dataset.note}."
-    own = one_path(source) == one_path(run.recipe.data.source)
     if own:
         dataset = held_out(dataset, run.recipe)
     name = split or dataset.final

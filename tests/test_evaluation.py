@@ -47,6 +47,18 @@ def measured(runs: Any, **options: Any) -> Evaluation:
     return evaluate(runs, **{"device": "cpu", "save": False, **options})
 
 
+def test_a_runs_data_that_is_not_there_is_told_as_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "pets", per_class=1)
+    (tmp_path / "elsewhere").mkdir()
+    run = make_run(tmp_path / "run", "pets")
+    monkeypatch.chdir(tmp_path)
+    assert measured(run).num_samples == len(CLASSES)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(RequestError, match=r"trained on 'pets', and there is no such folder or file, seen from .*elsewhere"):
+        measured(run)
+    assert measured(run, data="../pets").num_samples == len(CLASSES)
+
+
 def files(folder: Path) -> list[Path]:
     """The test images in the order of their places."""
     return sorted((folder / "test").glob("*/*.png"))

@@ -17,7 +17,7 @@ from residua.errors import RequestError, unknown
 if TYPE_CHECKING:
     from residua.dataset import Dataset, Samples
 
-__all__ = ["CATALOG", "one_path", "open_data"]
+__all__ = ["CATALOG", "is_there", "one_path", "open_data"]
 
 CATALOG = Catalog("residua.data", "data set")
 
@@ -55,6 +55,11 @@ def open_data(
 
         return open_folder(path, channels=channels, max_bad=max_bad, seconds=seconds)
     raise _missing(source)
+
+
+def is_there(source: str) -> bool:
+    """Whether `source` is a name of the catalogue, or a path at which something lies."""
+    return source in CATALOG or _home_named(source).exists()
 
 
 def one_path(source: str) -> str:
