@@ -161,7 +161,7 @@ def _usual_plan() -> str:
         return "bf16"
     if not multiplies_bf16():
         return "fp32-fused"
-    return "bf16-winograd" if winograd.obstacle() is None else "bf16-fused"
+    return "bf16-winograd" if winograd.preferred() else "bf16-fused"
 
 
 def _step_seconds(name: str, options: dict[str, Any], side: int, batch: int) -> float:

@@ -201,7 +201,7 @@ def layer_of(found: Folded, dtype: torch.dtype) -> Layer:
         return Normalization(found, dtype)
     if not isinstance(found.layer, (nn.Conv2d, nn.Conv3d)) or not _fuses(found, dtype):
         return Convolution(found, dtype)
-    fewer = dtype == torch.bfloat16 and winograd.suits(found.layer) and winograd.obstacle() is None
+    fewer = dtype == torch.bfloat16 and winograd.suits(found.layer) and winograd.preferred()
     return (WinogradConvolution if fewer else FusedConvolution)(found, dtype)
 
 

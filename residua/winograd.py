@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from residua import native, sparing
 
-__all__ = ["Convolution", "convolved", "obstacle", "packed", "pays", "suits"]
+__all__ = ["Convolution", "convolved", "obstacle", "packed", "pays", "preferred", "suits"]
 
 _SOURCE = "winograd.c"
 LEAST_CHANNELS = 16
@@ -34,6 +34,13 @@ LEAST_TILES = 64
 def obstacle() -> str | None:
     """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
     return native.no_bf16() or native.obstacle(_SOURCE, ())
+
+
+@cache
+def preferred() -> bool:
+    """Whether to use the loops where nothing is measured first: they run here, and oneDNN has no matrix unit (AMX) to be ahead
+    with."""
+    return "amx_tile" not in native.processor() and obstacle() is None
 
 
 @cache

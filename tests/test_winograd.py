@@ -14,8 +14,10 @@ from trainings import final_bytes, stopped, train, write_images
 
 from residua import native, plan, winograd
 from residua.errors import RequestError
+from residua.infer import prepared
 from residua.kernels import FusedUnit, fused
 from residua.models import create_model
+from residua.packed import WinogradConvolution
 
 here = pytest.mark.skipif(winograd.obstacle() is not None, reason=str(winograd.obstacle()))
 TRANSFORMS = {
@@ -324,7 +326,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path) -> Non
 def test_a_processor_without_products_of_bf16_is_an_obstacle_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "processor", lambda: "flags: avx2")
     winograd.obstacle.cache_clear()
+    winograd.preferred.cache_clear()
     try:
+        assert not winograd.preferred()
         assert "AVX-512 BF16" in str(winograd.obstacle())
         network = create_model("cifar_resnet", depth=8)
         with pytest.raises(RequestError, match="'bf16-winograd' cannot be used here: this processor has no products of bf16"):
@@ -333,6 +337,19 @@ def test_a_processor_without_products_of_bf16_is_an_obstacle_in_words(monkeypatc
         plan.check(plan.PLANS["bf16-winograd"], torch.device("cpu"), network=nothing_for_it)
     finally:
         winograd.obstacle.cache_clear()
+        winograd.preferred.cache_clear()
+
+
+@here
+@pytest.mark.parametrize("unit", [True, False], ids=["matrix unit", "none"])
+def test_inference_leaves_convolutions_to_a_matrix_unit(unit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "processor", lambda: "flags: avx512_bf16" + " amx_tile" * unit)
+    winograd.preferred.cache_clear()
+    try:
+        layers = {type(module) for module in prepared(create_model("cifar_resnet", depth=8), "bf16").modules()}
+        assert (WinogradConvolution in layers) is not unit
+    finally:
+        winograd.preferred.cache_clear()
 
 
 @here

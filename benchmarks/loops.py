@@ -1,0 +1,138 @@
+"""Our loops beside what torch calls in their place, in turn, in one process: convolutions, poolings, updates of Muon.
+
+    python benchmarks/loops.py [--rounds 9] [--json FILE]
+
+Convolutions are 3x3 of stride 1 in bf16, channels last, forward and both gradients, the transform (ours) or the rounding (theirs)
+of the weights included; torch's are oneDNN's. Muon's updates are ours in bf16 and those in float32. A ratio is taken within each
+round. The ceiling is the rate of a large product of matrices just then: for a plain convolution nothing goes beyond it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import form
+import torch
+from torch import Tensor, nn
+
+from residua import kernels, optim, orthogonal, plan, winograd
+from residua.doctor import matrix_rate
+
+CONVOLUTIONS = [  # images, channels, side
+    (128, 16, 32), (128, 32, 16), (128, 64, 8), (64, 128, 32), (64, 256, 16), (32, 64, 56), (32, 128, 28), (32, 256, 14),
+    (32, 512, 7),
+]  # fmt: skip
+POOLINGS = [(1000, 64, 31, 2, 2, 0), (32, 64, 112, 3, 2, 1)]  # images, channels, side, window, stride, padding
+UPDATES = [(128, 1152), (256, 2304), (512, 4608), (2048, 512)]
+
+
+def laid_out(*shape: int) -> Tensor:
+    return torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def compared(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
+    """Milliseconds of each, in turn."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 2):
+        for found, run in zip(times, (ours, theirs)):
+            before = time.perf_counter()
+            run()
+            if number > 1:
+                found.append(1e3 * (time.perf_counter() - before))
+    return times
+
+
+def row(
+    what: str, shape: str, ours: Callable[[], object], theirs: Callable[[], object], rounds: int, work: float
+) -> dict[str, Any]:
+    """`work`: operations of the plain way, in units of 10^9, or 0."""
+    mine, other = compared(ours, theirs, rounds)
+    ratio = form.spread([b / a for a, b in zip(mine, other)], "times as fast")
+    rate = 1e3 * work / statistics.median(other) if work else None
+    found = {"loop": what, "shape": shape, "ours, ms": statistics.median(mine), "torch, ms": statistics.median(other)}
+    print(
+        f"{what:32s} {shape:22s} {found['ours, ms']:8.2f} {found['torch, ms']:8.2f} ms {ratio['times as fast']:6.2f}", flush=True
+    )
+    return {**found, **ratio, "torch, GFLOP/s": rate}
+
+
+def convolutions(rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for images, channels, side in CONVOLUTIONS:
+        x, dy = laid_out(images, channels, side, side), laid_out(images, channels, side, side)
+        weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "convolution": (partial(by_tiles, x, weight), partial(plain, x, weight)),
+            "its input's gradient": (partial(by_tiles, dy, weight, flipped=True), partial(gradient, dy, x, weight, 0)),
+            "its weights' gradient": (partial(winograd._weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+        }
+        work = 2 * 9 * channels**2 * side**2 * images / 1e9
+        rows += [row(what, f"{images} x {channels} x {side} x {side}", *pair, rounds, work) for what, pair in ways.items()]
+    return rows
+
+
+def by_tiles(x: Tensor, weight: Tensor, *, flipped: bool = False) -> Tensor:
+    return winograd.convolved(x, winograd.packed(weight, flipped=flipped), len(weight))
+
+
+def plain(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.conv2d(x, weight.bfloat16(), None, 1, 1)
+
+
+def gradient(dy: Tensor, x: Tensor, weight: Tensor, which: int) -> object:
+    one, wanted = [1, 1], [which == 0, which == 1, False]
+    return torch.ops.aten.convolution_backward(dy, x, weight.bfloat16(), None, one, one, one, False, [0, 0], 1, wanted)
+
+
+def poolings(rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for images, channels, side, window, stride, padding in POOLINGS:
+        x = laid_out(images, channels, side, side).requires_grad_()
+        pool = nn.MaxPool2d(window, stride, padding)
+        ways = [partial(both_ways, one, x) for one in (kernels.fused(pool), pool)]
+        rows.append(row(f"maxima of {window}x{window}, both ways", f"{images} x {channels} x {side} x {side}", *ways, rounds, 0))
+    return rows
+
+
+def both_ways(pool: nn.Module, x: Tensor) -> object:
+    y = pool(x)
+    return torch.autograd.grad(y, x, torch.ones_like(y))
+
+
+def updates(rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for shape in UPDATES:
+        weight, update = torch.randn(shape), torch.randn(shape)
+        own = partial(orthogonal.update_, weight, update, kept=1.0, scale=1e-3)
+        rows.append(row("update of Muon", f"{shape[0]} x {shape[1]}", own, partial(in_float32, weight, update), rounds, 0))
+    return rows
+
+
+def in_float32(weight: Tensor, update: Tensor) -> Tensor:
+    if update.shape[0] > update.shape[1]:
+        return weight.addmm_(update, optim.orthogonalizing(update.mT[None])[0], alpha=-1e-3)
+    return weight.addmm_(optim.orthogonalizing(update[None])[0], update, alpha=-1e-3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if why := winograd.obstacle() or orthogonal.obstacle() or kernels.obstacle():
+        parser.error(f"the loops cannot run here: {why}")
+    torch.manual_seed(0)
+    plan.set_allocator(False)
+    rows = [*convolutions(arguments.rounds), *poolings(arguments.rounds), *updates(arguments.rounds)]
+    ceiling = {"bf16, GFLOP/s": matrix_rate(torch.bfloat16, torch.device("cpu"), 2048, 2.0)}
+    form.write(arguments.json, form.result("loops", rows, ceiling=ceiling))
+
+
+if __name__ == "__main__":
+    main()
