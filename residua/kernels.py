@@ -3,13 +3,13 @@
 On a CPU a training step spends a third of its time outside the convolutions, moving maps to and from memory: normalisation,
 ReLU and addition, each with a pass of its own. Here a normalisation with what follows it takes two passes forward (statistics,
 result) and two backward (sums, gradient), and keeps for backward its input and, where an addition stands between, its result:
-nothing else. The loops are in kernels.c, which the machine's C compiler makes into a library once (a second; kept in
-the user's cache), and need maps in channels-last order, bfloat16 or float32; other maps go through the plain layers. `obstacle`
-says why the loops cannot be had on a machine: plans do without them there, or are refused.
+nothing else. Of a maximum it keeps the place, a byte. Where x goes past a branch as it is, the first layer of the branch adds up
+the two gradients of x. The loops are in kernels.c and need maps in channels-last order, bfloat16 or float32; other maps go
+through the plain layers. `obstacle` says why the loops cannot be had on a machine: plans do without them there, or are refused.
 
 `fused(network)` gives a twin that shares all weights and buffers and computes the same to rounding. It is rewritten by the
-vocabulary: a normalisation and a ReLU in a chain, and in a unit the last normalisation of the branch, the addition and
-the ReLU after it.
+vocabulary: a normalisation and a ReLU in a chain, in a unit the last normalisation of the branch, the addition and the ReLU
+after it, or the first normalisation and the shortcut; poolings; and, if it is asked for, 3x3 convolutions (`residua.winograd`).
 """
 
 from __future__ import annotations
@@ -154,22 +154,10 @@ def _address(tensor: Tensor | None) -> int | None:
 def _fits(norm: nn.BatchNorm2d, x: Tensor, h: Tensor | None) -> bool:
     """Whether the loops take these maps; else the plain layers do."""
     return (
-        _laid_out(x)
+        native.laid_out(x)
         and x.numel() > x.shape[1]
         and (h is None or (h.shape == x.shape and h.dtype == x.dtype and h.is_contiguous(memory_format=torch.channels_last)))
         and norm.weight.dtype == torch.float32
-    )
-
-
-def _laid_out(x: Tensor) -> bool:
-    """Whether x is a map as the loops read it, and no transform of torch is at work that has to see what they do."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in _MACROS
-        and x.dim() == 4
-        and x.numel() > 0
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack())
     )
 
 
@@ -177,9 +165,13 @@ def _apply(norm: nn.BatchNorm2d, x: Tensor, h: Tensor | None, relu: bool) -> Ten
     if not _fits(norm, x, h):
         y = norm(x) if h is None else h + norm(x)
         return y.relu() if relu else y
+    _count_batch(norm)
+    return _Normalized.apply(x, h, norm.weight, norm.bias, norm, relu, norm.training)
+
+
+def _count_batch(norm: nn.BatchNorm2d) -> None:
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
-    return _Normalized.apply(x, h, norm.weight, norm.bias, norm, relu, norm.training)
 
 
 class FusedNorm(nn.Module):
@@ -197,8 +189,7 @@ class FusedNorm(nn.Module):
         norm = self.norm
         if not _fits(norm, x, None):
             return self(x), x
-        if norm.training and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
+        _count_batch(norm)
         y, past = _Forked.apply(x, norm.weight, norm.bias, norm, self.relu, norm.training)
         return y, past
 
@@ -235,7 +226,7 @@ class Pool(nn.Module):
         self.window, self.stride, self.padding = (_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _laid_out(x):
+        if not native.laid_out(x):
             y: Tensor = self.pool(x)
             return y
         sides = [

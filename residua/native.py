@@ -17,10 +17,11 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from residua.machine import cache_folder
 
-__all__ = ["compiler", "forget", "library", "no_bf16", "obstacle", "processor"]
+__all__ = ["compiler", "forget", "laid_out", "library", "no_bf16", "obstacle", "processor"]
 
 _FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
 
@@ -86,6 +87,19 @@ def forget() -> None:
     """Asks anew for the compiler and its libraries; for tests."""
     obstacle.cache_clear()
     library.cache_clear()
+
+
+def laid_out(x: Tensor) -> bool:
+    """Whether x is a map as the loops read it, [N, C, H, W] in channels-last order and bfloat16 or float32 on the CPU, and no
+    transform of torch is at work that has to see what they do."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.bfloat16, torch.float32)
+        and x.dim() == 4
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack())
+    )
 
 
 def processor() -> str:

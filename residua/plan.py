@@ -373,9 +373,8 @@ def activation_bytes(network: Network, images: Tensor, plan: Plan) -> int:
     """Bytes that the backward pass keeps for each image more, measured on the given few images [N, C, H, W] and on twice as many
     (what it keeps whatever their number, such as weights in bf16, is left out); torch's generator is left as it was."""
     seen: dict[int, int] = {}
-    weights = {
-        weight.shape for weight in network.parameters() if weight.ndim > 2
-    }  # kept or not by the loops that a size calls for
+    # Weights in bf16 are kept or not by the loops that the number of images calls for.
+    weights = {weight.shape for weight in network.parameters() if weight.ndim > 2}
 
     def keep(tensor: Tensor) -> None:
         if tensor.shape not in weights and not isinstance(tensor, nn.Parameter):

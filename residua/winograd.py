@@ -27,7 +27,7 @@ _SOURCE = "winograd.c"
 LEAST_CHANNELS = 16
 """With 16 what is saved is a tenth of the time, with more a third to a half."""
 LEAST_TILES = 64
-"""With fewer the transform of the weights does."""
+"""With fewer the transform of the weights costs what is saved."""
 
 
 @cache
@@ -204,12 +204,4 @@ def _in_bf16() -> bool:
 
 
 def _fits(x: Tensor, conv: nn.Conv2d) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.bfloat16, torch.float32)
-        and x.dim() == 4
-        and x.shape[1] == conv.in_channels
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and conv.weight.dtype == torch.float32
-        and not (torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack())
-    )
+    return native.laid_out(x) and x.shape[1] == conv.in_channels and conv.weight.dtype == torch.float32

@@ -38,8 +38,8 @@ def speedrun_96(model: str = "speed_resnet") -> Recipe:
     second residual unit in the later stages, 36 epochs, shifts by 4 pixels and a square of 12 cut out. The widths and the
     augmentation are those of Jordan's program "airbench96".
 
-    Aimed at 96 % by six views, and not there yet. Expected: 5.29 % error, 4.63 % by six views (seed 0); 50 minutes on two cores
-    of an AMD EPYC.
+    Aimed at 96 % by six views, and not there yet. Expected: 5.29 % error, 4.63 % by six views (seed 0); by forecast 50 minutes
+    on two cores of an AMD EPYC.
 
         residua train cifar10 --recipe speedrun-96
     """
