@@ -98,7 +98,7 @@ def test_it_takes_every_size_that_leaves_a_position(side: int) -> None:
 def test_the_recipe_for_a_lower_error_has_a_larger_network_and_leaves_others_alone() -> None:
     model = get_recipe("speedrun-96").model
     larger = multiply_adds(create_model(model.name, **model.options), (3, 32, 32))
-    assert larger / multiply_adds(create_model("speed_resnet"), (3, 32, 32)) == pytest.approx(3.0, abs=0.1)
+    assert larger / multiply_adds(create_model("speed_resnet"), (3, 32, 32)) == pytest.approx(3.2, abs=0.1)
     assert get_recipe("speedrun-96", "resnet20").model.options == {}
 
 
