@@ -69,8 +69,8 @@ def convolutions(rounds: int) -> list[dict[str, Any]]:
         weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
             "convolution": (partial(by_tiles, x, weight), partial(plain, x, weight)),
-            "its input's gradient": (partial(by_tiles, dy, weight, flipped=True), partial(gradient, dy, x, weight, 0)),
-            "its weights' gradient": (partial(winograd._weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+            "its input's gradient": (partial(by_tiles, dy, weight, backward=True), partial(gradient, dy, x, weight, 0)),
+            "its weights' gradient": (partial(winograd.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
         }
         work = 2 * 9 * channels**2 * side**2 * images / 1e9
         rows += [row(what, f"{images} x {channels} x {side} x {side}", *pair, rounds, work) for what, pair in ways.items()]
@@ -78,7 +78,7 @@ def convolutions(rounds: int) -> list[dict[str, Any]]:
 
 
 def by_tiles(x: Tensor, weight: Tensor, *, flipped: bool = False) -> Tensor:
-    return winograd.convolved(x, winograd.packed(weight, flipped=flipped), len(weight))
+    return winograd.convolved(x, winograd.packed(weight, backward=flipped), len(weight))
 
 
 def plain(x: Tensor, weight: Tensor) -> Tensor:

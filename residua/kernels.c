@@ -85,7 +85,8 @@ static void total(const shape *s, const double *parts, double *first, double *se
 
 /* Forward. h may be NULL. By `statistics` they are the batch's, and move the running ones (BATCH), or the running ones (RUNNING);
    then mean, invstd [channels] receive what was used and are kept for the backward pass. Or they are given in mean, invstd (GIVEN),
-   and the result is the same to the bit as when they were taken. Returns 0, or 1 if there is no memory. */
+   and the result is the same to the bit as when they were taken. y may be NULL: then there are the statistics only. Returns 0, or 1 if there is
+   no memory. */
 enum { RUNNING, BATCH, GIVEN };
 
 int norm_forward(const stored *restrict x, const stored *restrict h, stored *restrict y, const float *weight, const float *bias,
@@ -128,7 +129,7 @@ int norm_forward(const stored *restrict x, const stored *restrict h, stored *res
         scale[c] = weight[c] * invstd[c];
         shift[c] = bias[c] - mean[c] * scale[c];
     }
-    if (!failed) {
+    if (!failed && y) {
         spread(&s, scale);
         spread(&s, shift);
 #pragma omp parallel for schedule(static)

@@ -9,7 +9,8 @@ through the plain layers. `obstacle` says why the loops cannot be had on a machi
 
 `fused(network)` gives a twin that shares all weights and buffers and computes the same to rounding. It is rewritten by the
 vocabulary: a normalisation and a ReLU in a chain, in a unit the last normalisation of the branch, the addition and the ReLU
-after it, or the first normalisation and the shortcut; poolings; and, if it is asked for, 3x3 convolutions (`residua.winograd`).
+after it, or the first normalisation and the shortcut; poolings; and, if it is asked for, convolutions (`residua.convolving`),
+with the normalisation and the ReLU before them where they are 1x1.
 """
 
 from __future__ import annotations
@@ -19,21 +20,24 @@ import ctypes
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from residua import native, sparing, winograd
+from residua import convolving, native, pointwise, sparing
 from residua.network import Network
 from residua.sparing import SparingStage
 from residua.unit import Add, Unit
 
-__all__ = ["FusedNorm", "FusedUnit", "Pool", "PreUnit", "available", "fused", "obstacle", "spared"]
+__all__ = ["FusedNorm", "FusedUnit", "NormConvolution", "Pool", "PreUnit", "available", "fused", "obstacle", "spared"]
 
 _SOURCE = "kernels.c"
 _RUNNING, _BATCH, _GIVEN = range(3)  # where the statistics come from, as in kernels.c
+NARROW = 128
+"""Results of a 1x1 convolution with more channels are so wide that the gradient of what stands before it is better kept between
+two passes than made twice."""
 _MACROS = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
 
 
@@ -114,16 +118,24 @@ class _Forked(torch.autograd.Function):
 def _gradients(ctx: Any, dy: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of x (with `past` added), of h, of weight and of bias."""
     x, weight, bias, mean, invstd, *rest = ctx.saved_tensors
-    y = rest[0] if rest else None
-    dy = dy.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    past = None if past is None else past.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    dy = convolving.laid_out_like(dy, x)
+    past = None if past is None else convolving.laid_out_like(past, x)
+    return _norm_gradients(
+        dy, x, pointwise.Norm(weight, bias, mean, invstd), rest[0] if rest else None, past, ctx.relu, ctx.training
+    )
+
+
+def _norm_gradients(
+    dy: Tensor, x: Tensor, norm: pointwise.Norm, y: Tensor | None, past: Tensor | None, relu: bool, training: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    weight, bias, mean, invstd = norm
     dx, dh = torch.empty_like(x), torch.empty_like(x) if y is not None else None
     dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
     channels = x.shape[1]
     failed = _library(x.dtype).norm_backward(
         dy.data_ptr(), x.data_ptr(), _address(y), _address(dh), dx.data_ptr(), _address(past), weight.data_ptr(),
         bias.data_ptr(), mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // channels,
-        channels, ctx.relu, ctx.training,
+        channels, relu, training,
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the gradient of a normalisation")
@@ -136,15 +148,23 @@ def _normalized(
 ) -> Tensor:  # fmt: skip
     """relu(norm(x) + h) with the statistics in `mean` and `invstd`, or with those that `statistics` says, left there."""
     y = torch.empty_like(x)
+    _normalize(x, h, y, weight, bias, mean, invstd, relu, norm, statistics)
+    return y
+
+
+def _normalize(
+    x: Tensor, h: Tensor | None, y: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, relu: bool,
+    norm: nn.BatchNorm2d | None, statistics: int,
+) -> None:  # fmt: skip
+    """Writes that to y; without y there are the statistics only."""
     channels = x.shape[1]
     running = (None, None, 0.0, 0.0) if norm is None else (norm.running_mean, norm.running_var, norm.eps, norm.momentum)
     failed = _library(x.dtype).norm_forward(
-        x.data_ptr(), _address(h), y.data_ptr(), weight.data_ptr(), bias.data_ptr(), _address(running[0]), _address(running[1]),
+        x.data_ptr(), _address(h), _address(y), weight.data_ptr(), bias.data_ptr(), _address(running[0]), _address(running[1]),
         mean.data_ptr(), invstd.data_ptr(), x.numel() // channels, channels, running[2], running[3], relu, statistics,
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the statistics of a normalisation")
-    return y
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -192,6 +212,88 @@ class FusedNorm(nn.Module):
         _count_batch(norm)
         y, past = _Forked.apply(x, norm.weight, norm.bias, norm, self.relu, norm.training)
         return y, past
+
+
+class _NormConvolved(torch.autograd.Function):
+    """conv(relu(norm(x))) + beside by `residua.pointwise`, which keeps nothing between; and, if it is asked for, x once more for
+    what goes past it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor, beside: Tensor | None, norm: nn.BatchNorm2d,
+        training: bool, forked: bool,
+    ) -> Any:  # fmt: skip
+        ctx.set_materialize_grads(False)
+        mean, invstd = torch.empty_like(weight), torch.empty_like(weight)
+        _normalize(x, None, None, weight, bias, mean, invstd, True, norm, _BATCH if training else _RUNNING)
+        used, plain, outputs = pointwise.Norm(weight.detach(), bias.detach(), mean, invstd), filters.detach(), len(filters)
+        y = pointwise.convolved(x, pointwise.packed(plain), outputs, beside=beside, norm=used)
+        if beside is None and not forked and (spared := sparing.current()) is not None:
+            spared.convolution(y, x, lambda x: pointwise.convolved(x, pointwise.packed(plain), outputs, norm=used))
+        ctx.training = training
+        ctx.save_for_backward(x, weight, bias, mean, invstd, filters)
+        return (y, x.view_as(x)) if forked else y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, past: Tensor | None = None) -> tuple[Any, ...]:
+        x, *values, filters = ctx.saved_tensors
+        if dy is None:
+            return past, None, None, None, None, None, None, None
+        norm = pointwise.Norm(*values)
+        dy, past = convolving.laid_out_like(dy, x), None if past is None else convolving.laid_out_like(past, x)
+        dfilters = pointwise.weight_gradient(x, dy, filters, norm=norm) if ctx.needs_input_grad[3] else None
+        u = pointwise.packed(filters, backward=True)
+        if dy.shape[1] <= NARROW:
+            dx, dweight, dbias = pointwise.norm_gradient(dy, x, u, norm, past=past, training=ctx.training)
+        else:
+            da = pointwise.convolved(dy, u, x.shape[1])
+            dx, _, dweight, dbias = _norm_gradients(da, x, norm, None, past, True, ctx.training)
+        return dx, dweight, dbias, dfilters, dy if ctx.needs_input_grad[4] else None, None, None, None
+
+
+class NormConvolution(nn.Module):
+    """A batch norm, ReLU and a 1x1 convolution: [N, C, H, W] -> [N, K, H, W]. Shares the layers of `norm` and `conv`."""
+
+    def __init__(self, norm: FusedNorm, conv: convolving.Convolution) -> None:
+        super().__init__()
+        self.norm, self.conv = norm, conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._takes(x):
+            y: Tensor = self.conv(self.norm(x))
+            return y
+        found: Tensor = self._convolved(x, None)
+        return found
+
+    def added(self, x: Tensor, h: Tensor) -> Tensor:
+        """h + what it makes of x."""
+        if not (self._takes(x) and self.conv.adds(x, h)):
+            return self.conv.added(self.norm(x), h)
+        y: Tensor = self._convolved(x, h)
+        return y
+
+    def forked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of x, and x for a shortcut, whose gradient the loops add to theirs."""
+        if not self._takes(x):
+            y, past = self.norm.forked(x)
+            return self.conv(y), past
+        y, past = self._convolved(x, None, forked=True)
+        return y, past
+
+    def _takes(self, x: Tensor) -> bool:
+        return (
+            x.dtype == torch.bfloat16
+            and convolving.takes(self.conv.conv, x)
+            and pointwise.pays(x)
+            and _fits(self.norm.norm, x, None)
+        )
+
+    def _convolved(self, x: Tensor, beside: Tensor | None, forked: bool = False) -> Any:
+        norm = self.norm.norm
+        _count_batch(norm)
+        filters = self.conv.conv.weight
+        return _NormConvolved.apply(x, norm.weight, norm.bias, filters, beside, norm, norm.training, forked)
 
 
 class _Pooled(torch.autograd.Function):
@@ -246,7 +348,7 @@ def _pair(value: Any) -> tuple[int, int]:
 class FusedUnit(nn.Module):
     """A unit whose branch ends with the batch norm `norm` and whose merge adds: relu(shortcut(x) + norm(branch(x))).
 
-    Where x goes past the branch as it is and the branch begins with a convolution by `residua.winograd`, that convolution adds up
+    Where x goes past the branch as it is and the branch begins with a convolution by loops of our own, that convolution adds up
     the two gradients of x.
     """
 
@@ -255,7 +357,7 @@ class FusedUnit(nn.Module):
         self.branch, self.norm, self.shortcut, self.relu = branch, norm, shortcut, relu
         first = _first(branch) if type(shortcut) is nn.Identity and not _hooked(shortcut) else None
         self.chain: list[Any] | None = None  # a list, for its layers are those of `branch`
-        if isinstance(first, winograd.Convolution):
+        if isinstance(first, convolving.Convolution):
             self.chain = [*_chained(branch)]
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
@@ -272,7 +374,7 @@ class FusedUnit(nn.Module):
 class PreUnit(nn.Module):
     """A unit of which x goes past the branch as it is, and whose branch begins with a normalisation: post(x + branch(x)).
 
-    The normalisation adds up the two gradients of x, and a convolution by `residua.winograd` at the end of the branch adds x.
+    The normalisation adds up the two gradients of x, and a convolution by loops of our own at the end of the branch adds x.
     """
 
     def __init__(self, branch: nn.Module, post: nn.Module) -> None:
@@ -288,7 +390,7 @@ class PreUnit(nn.Module):
         f, h = first.forked(x)
         for layer in others:
             f = layer(f)
-        y = last.added(f, h) if isinstance(last, winograd.Convolution) else h + last(f)
+        y = last.added(f, h) if isinstance(last, convolving.Convolution | NormConvolution) else h + last(f)
         return self.post(y)
 
 
@@ -310,25 +412,31 @@ def _only_fused_units(stage: nn.Module) -> bool:
     return isinstance(stage, nn.Sequential) and all(type(unit) is FusedUnit for unit in stage)
 
 
-def fused(module: nn.Module, *, fewer: bool = False) -> nn.Module:
-    """A twin of `module` in which normalisations are fused with what follows them and, with `fewer`, 3x3 convolutions are made
-    with fewer multiplications (`residua.winograd`); weights, buffers and all other layers are shared, and `module` stays as it
+def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
+    """A twin of `module` in which normalisations are fused with what follows them and, with `own_convolutions`, convolutions are
+    made by loops of our own (`residua.convolving`); weights, buffers and all other layers are shared, and `module` stays as it
     is. A module with hooks is taken over whole."""
     if _hooked(module):
         return module
-    if fewer and isinstance(module, nn.Conv2d) and winograd.suits(module):
-        return winograd.Convolution(module)
+    if own_convolutions and (loops := convolving.loops_for(module)) is not None:
+        assert isinstance(module, nn.Conv2d)
+        return convolving.Convolution(module, loops)
     if isinstance(module, nn.BatchNorm2d):
         return FusedNorm(module, relu=False) if _fusible(module) else module
     if type(module) is Unit and type(module.merge) is Add and module.shortcut is not None and not _hooked(module.merge):
         branch, norm = _without_last_norm(module.branch)
         if norm is not None and type(module.post) in (nn.ReLU, nn.Identity) and not _hooked(module.post):
-            return FusedUnit(fused(branch, fewer=fewer), norm, fused(module.shortcut, fewer=fewer), type(module.post) is nn.ReLU)
+            return FusedUnit(
+                fused(branch, own_convolutions=own_convolutions),
+                norm,
+                fused(module.shortcut, own_convolutions=own_convolutions),
+                type(module.post) is nn.ReLU,
+            )
         if type(module.shortcut) is nn.Identity and not _hooked(module.shortcut):
-            twin_branch = fused(module.branch, fewer=fewer)
+            twin_branch = fused(module.branch, own_convolutions=own_convolutions)
             layers = [*_chained(twin_branch)]
-            if len(layers) > 1 and type(layers[0]) is FusedNorm:
-                return PreUnit(twin_branch, fused(module.post, fewer=fewer))
+            if len(layers) > 1 and type(layers[0]) in (FusedNorm, NormConvolution):
+                return PreUnit(twin_branch, fused(module.post, own_convolutions=own_convolutions))
     if type(module) is nn.MaxPool2d and _poolable(module):
         return Pool(module)
     if not module._modules:
@@ -337,17 +445,21 @@ def fused(module: nn.Module, *, fewer: bool = False) -> nn.Module:
     twin._modules = {}
     children = list(module._modules.items())
     chain = type(module).forward is nn.Sequential.forward
-    place = 0
-    while place < len(children):
-        name, child = children[place]
-        following = children[place + 1][1] if chain and place + 1 < len(children) else None
-        if _fusible(child) and type(following) is nn.ReLU and not _hooked(following):
+    while children:
+        (name, child), *others = children
+        relu, conv = ([*(layer for _, layer in others[:2]), None, None] if chain else [None, None])[:2]
+        taken, made = 1, cast(nn.Module | None, None)
+        if _fusible(child) and type(relu) is nn.ReLU and not _hooked(relu):
             assert isinstance(child, nn.BatchNorm2d)
-            twin._modules[name] = FusedNorm(child, relu=True)
-            place += 1
-        else:
-            twin._modules[name] = None if child is None else fused(child, fewer=fewer)
-        place += 1
+            before = FusedNorm(child, relu=True)
+            taken, made = 2, before
+            if own_convolutions and conv is not None and not _hooked(conv) and pointwise.suits(conv):
+                assert isinstance(conv, nn.Conv2d)
+                taken, made = 3, NormConvolution(before, convolving.Convolution(conv, pointwise))
+        elif child is not None:
+            made = fused(child, own_convolutions=own_convolutions)
+        twin._modules[name] = made
+        children = children[taken:]
     return twin
 
 

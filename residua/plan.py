@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from residua import kernels, winograd
+from residua import convolving, kernels
 from residua.errors import RequestError, nearest
 from residua.network import Network
 from residua.sparing import kept_bytes
@@ -43,7 +43,7 @@ CHAOTIC = 2.0
 class Plan:
     """How a step is computed. `precision` "fp32" or "bf16" (autocast); `memory_format` "contiguous" or "channels_last";
     `compile` "none", "model" or "stages"; `fused`: normalisations with what follows them in own loops (`residua.kernels`), and
-    with `winograd` 3x3 convolutions in own loops, too (`residua.winograd`). With `fused` in bf16 Muon multiplies what is large
+    with `winograd` convolutions in own loops, too (`residua.convolving`). With `fused` in bf16 Muon multiplies what is large
     in bf16 (`residua.orthogonal`)."""
 
     name: str
@@ -190,7 +190,7 @@ def _no_compiler(device: torch.device) -> str | None:
 def compiled(network: Network, plan: Plan) -> nn.Module | Callable[[Tensor], Tensor]:
     """The network's forward under the plan, sharing its weights; compiled without graph breaks, or it raises."""
     if plan.fused:
-        twin = kernels.fused(network, fewer=plan.winograd)
+        twin = kernels.fused(network, own_convolutions=plan.winograd)
         if isinstance(twin, Network):
             kernels.spared(twin)
         return twin
@@ -324,7 +324,7 @@ def choose(
             attempt(f"{precision}-fused")
         elif obstacle is not None:
             notes.append(f"the fused loops are left out: {obstacle}")
-        if precision == "bf16" and has_winograd(network) and loops_obstacle(PLANS["bf16-winograd"], network) is None:
+        if precision == "bf16" and has_own_convolutions(network) and loops_obstacle(PLANS["bf16-winograd"], network) is None:
             attempt("bf16-winograd")
     best = _best(trials, length)
     if math.isfinite(best.seconds_per_step) and length.forecast(best.seconds_per_step) > COMPILE_FORECAST:
@@ -342,16 +342,16 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
-def has_winograd(network: nn.Module) -> bool:
-    """Whether there are convolutions for `residua.winograd`."""
-    return any(winograd.suits(module) for module in network.modules())
+def has_own_convolutions(network: nn.Module) -> bool:
+    """Whether there are convolutions for loops of our own."""
+    return any(convolving.loops_for(module) is not None for module in network.modules())
 
 
 def loops_obstacle(plan: Plan, network: nn.Module | None = None) -> str | None:
     """Why the loops of our own that the plan asks for (for `network`, where it is known) cannot run here, in a sentence."""
     norms = plan.fused and (network is None or has_batch_norm(network))
-    convolutions = plan.winograd and (network is None or has_winograd(network))
-    return (kernels.obstacle() if norms else None) or (winograd.obstacle() if convolutions else None)
+    convolutions = plan.winograd and (network is None or has_own_convolutions(network))
+    return (kernels.obstacle() if norms else None) or (convolving.obstacle() if convolutions else None)
 
 
 def _best(trials: Mapping[str, Trial], length: Length) -> Trial:

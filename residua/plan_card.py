@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from residua import forecast, kernels, plan, plan_memory, winograd
+from residua import convolving, forecast, kernels, plan, plan_memory
 from residua.batches import Share
 from residua.cost import multiply_adds, num_parameters
 from residua.data import open_data
@@ -33,7 +33,8 @@ _PARTS = {
     "bf16": "bfloat16 where autocast allows it, weights and sums in single precision",
     "channels_last": "the channels of a pixel side by side",
     "fused": "normalisation, addition and ReLU in one loop each way, of our own",
-    "winograd": "3x3 convolutions of stride 1 in loops of our own, with 2.25 times fewer multiplications",
+    "winograd": "convolutions of stride 1 in loops of our own: 3x3 with 2.25 times fewer multiplications, 1x1 with what stands "
+    "before them",
     "model": "compiled as a whole",
     "stages": "compiled a stage at a time",
     "exact": "one thread and deterministic operations: the same bytes on every machine of this sort",
@@ -141,8 +142,8 @@ def _candidates(device: torch.device) -> list[Plan]:
 
 def _reason(candidate: Plan, network: Any, device: torch.device) -> str | None:
     """Why a plan is not tried; None if it is."""
-    if candidate.winograd and not plan.has_winograd(network):
-        return "there are no 3x3 convolutions for it: of stride 1, with at least 16 channels, in eights"
+    if candidate.winograd and not plan.has_own_convolutions(network):
+        return "there are no convolutions for it: 3x3 or 1x1, of stride 1, with at least 16 channels, in eights"
     if candidate.fused and not candidate.winograd and not plan.has_batch_norm(network):
         return "there is no batch normalisation to fuse"
     if candidate.fused:
@@ -195,10 +196,10 @@ def _notes(device: torch.device, threads: int, network: Any, from_heap: int) -> 
                 "which saves a page fault for every 4 KiB."
             )
         notes.append(f"Threads: {threads}, not bound to cores: binding them was no faster.")
-        obstacle, fewer = kernels.obstacle(), winograd.obstacle()
+        obstacle, fewer = kernels.obstacle(), convolving.obstacle()
         notes.append(f"Own loops: {obstacle}." if obstacle else "Own loops: compiled once for this processor and kept.")
         if fewer and not obstacle:
-            notes.append(f"Convolutions with fewer multiplications: {fewer}.")
+            notes.append(f"Convolutions in loops of our own: {fewer}.")
     else:
         notes.append("cuDNN: deterministic algorithms, no search among them, so that a run can be repeated.")
     return notes

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from residua import kernels, machine, winograd
+from residua import convolving, kernels, machine
 from residua.plan import PLANS, Trial
 from residua.recipe import Recipe
 from residua.version import __version__
@@ -46,7 +46,7 @@ def key(
         "threads": threads,
         "processes": world,
         "hardware": machine.hardware(device),
-        "fused_loops": [kernels.obstacle(), winograd.obstacle()],
+        "fused_loops": [kernels.obstacle(), convolving.obstacle()],
         "torch": torch.__version__,
         "residua": __version__,
         "source": _source(),
@@ -58,6 +58,9 @@ _SOURCES = (
     "native.py",
     "kernels.py",
     "kernels.c",
+    "convolving.py",
+    "pointwise.py",
+    "pointwise.c",
     "winograd.py",
     "winograd.c",
     "loops.h",

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def no_winograd(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the processor; the tests of these loops are elsewhere."""
-    monkeypatch.setattr(plan.winograd, "obstacle", lambda: "not in this test")
+    monkeypatch.setattr(plan.convolving, "obstacle", lambda: "not in this test")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_the_fused_loops_are_tried_in_the_faster_precision(network: Network) -> 
 
 
 def test_convolutions_with_fewer_multiplications_are_tried_in_bf16(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan.winograd, "obstacle", lambda: None)
+    monkeypatch.setattr(plan.convolving, "obstacle", lambda: None)
     asked: list[str] = []
     outcomes = {"fp32": slow(0.03), "bf16": slow(0.02), "bf16-fused": slow(0.02), "bf16-winograd": slow(0.01)}
     chosen, _, note = choose(steps_of(outcomes, asked), network, CPU, Length(steps=100), steps=3)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from trainings import final_bytes, stopped, train, write_images
 
-from residua import native, plan, winograd
+from residua import convolving, native, plan, winograd
 from residua.errors import RequestError
 from residua.infer import prepared
 from residua.kernels import FusedUnit, fused
@@ -81,8 +81,8 @@ def test_results_and_gradients_are_as_near_to_float64_as_two_roundings_allow(sha
     found = winograd.convolved(x, winograd.packed(weight), outputs)
     plain = F.conv2d(x, weight.bfloat16(), padding=1)
     assert error(found, exact) < 2.5 * error(plain, exact) < 2.5 * 2**-8
-    assert error(winograd.convolved(dy, winograd.packed(weight, flipped=True), inputs), dx) < 2**-7
-    assert error(winograd._weight_gradient(x, dy, weight), dweight) < 2**-7
+    assert error(winograd.convolved(dy, winograd.packed(weight, backward=True), inputs), dx) < 2**-7
+    assert error(winograd.weight_gradient(x, dy, weight), dweight) < 2**-7
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -98,8 +98,8 @@ def test_small_whole_numbers_are_computed_without_any_error() -> None:
         dx, dweight = gradients(x.double(), weight.double(), dy.double())
         exact = F.conv2d(x.double(), weight.double(), padding=1)
         assert torch.equal(winograd.convolved(x, winograd.packed(weight), outputs), exact.bfloat16())
-        assert torch.equal(winograd.convolved(dy, winograd.packed(weight, flipped=True), inputs), dx.bfloat16())
-        assert torch.equal(winograd._weight_gradient(x, dy, weight), dweight.float())
+        assert torch.equal(winograd.convolved(dy, winograd.packed(weight, backward=True), inputs), dx.bfloat16())
+        assert torch.equal(winograd.weight_gradient(x, dy, weight), dweight.float())
 
 
 @here
@@ -123,7 +123,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads_or_images_beside() -> 
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append((winograd.convolved(x, winograd.packed(weight), 96), winograd._weight_gradient(x, dy, weight)))
+            found.append((winograd.convolved(x, winograd.packed(weight), 96), winograd.weight_gradient(x, dy, weight)))
     finally:
         torch.set_num_threads(threads)
     for others in found[1:]:
@@ -141,7 +141,7 @@ def test_a_layer_gives_the_gradients_of_all_that_needs_one() -> None:
     theirs = x.double().requires_grad_()
     exact(theirs).backward(dy.double())
     ours = x.clone().requires_grad_()
-    layer = winograd.Convolution(conv)
+    layer = convolving.Convolution(conv, winograd)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(ours)
     assert type(y.grad_fn).__name__ == "_ConvolvedBackward"
@@ -171,11 +171,13 @@ def test_other_maps_go_through_the_plain_layer(change: Callable[[Tensor], Tensor
     conv = nn.Conv2d(32, 32, 3, padding=1)
     x = change(made(8, 32, 8, 8, seed=0)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        y = winograd.Convolution(conv)(x)
+        y = convolving.Convolution(conv, winograd)(x)
         assert torch.equal(y, conv(x))
     assert type(y.grad_fn).__name__ != "_ConvolvedBackward"
     x = made(8, 32, 8, 8, seed=0).float()
-    assert torch.equal(winograd.Convolution(conv)(x), conv(x)), "without autocast the layer is computed in its precision"
+    assert torch.equal(convolving.Convolution(conv, winograd)(x), conv(x)), (
+        "without autocast the layer is computed in its precision"
+    )
 
 
 def test_layers_of_another_kind_are_left_as_they_are() -> None:
@@ -214,7 +216,7 @@ def test_a_network_learns_as_the_plain_one_does_in_bf16(name: str, recompute: tu
         forward = plan.compiled(model, plan.PLANS[chosen]) if chosen else model
         if chosen == "bf16-winograd":
             assert isinstance(forward, nn.Module)
-            assert any(isinstance(module, winograd.Convolution) for module in forward.modules())
+            assert any(isinstance(module, convolving.Convolution) for module in forward.modules())
         torch.manual_seed(2)
         with torch.autocast("cpu", torch.bfloat16, enabled=chosen is not None):
             logits = forward(x.double() if chosen is None else x)
@@ -247,7 +249,7 @@ def test_a_unit_of_pre_activation_adds_within_its_last_convolution() -> None:
     plain = copy.deepcopy(unit)
     x, dy = made(4, 64, 8, 8, seed=1), made(4, 64, 8, 8, seed=2)
     found = []
-    for module, start in ((exact, x.double()), (fused(plain), x.clone()), (fused(unit, fewer=True), x.clone())):
+    for module, start in ((exact, x.double()), (fused(plain), x.clone()), (fused(unit, own_convolutions=True), x.clone())):
         start.requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=module is not exact):
             y = module(start)
@@ -259,7 +261,7 @@ def test_a_unit_of_pre_activation_adds_within_its_last_convolution() -> None:
     assert "_ForkedBackward" in names
     for wanted, usual, ours in zip(*found):
         assert error(ours, wanted) < 2 * error(usual, wanted) + 2**-8
-    layer = winograd.Convolution(unit.branch[-1])
+    layer = convolving.Convolution(unit.branch[-1], winograd)
     a, h = made(4, 64, 8, 8, seed=3), made(4, 64, 8, 8, seed=4)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(layer.added(a, h), layer(a) + h, atol=0.05, rtol=0.02)
@@ -273,7 +275,7 @@ def test_a_unit_adds_the_gradient_of_its_shortcut_within_the_convolution(frozen:
     network = create_model("cifar_resnet", depth=14, width=2).train()
     unit = network.stages[1][-1]  # type: ignore[index]
     unit = unit.to(memory_format=torch.channels_last)
-    twin = fused(unit, fewer=True)
+    twin = fused(unit, own_convolutions=True)
     assert isinstance(twin, FusedUnit)
     exact = copy.deepcopy(unit).double()
     if frozen:
@@ -300,18 +302,18 @@ def test_a_unit_adds_the_gradient_of_its_shortcut_within_the_convolution(frozen:
     (found,) = torch.autograd.grad(h.float().sum(), past, retain_graph=True)
     assert torch.equal(found, torch.ones_like(found)), "only what goes past"
     (found,) = torch.autograd.grad(alone.float().sum(), past)
-    assert torch.equal(found, winograd.convolved(torch.ones_like(alone), winograd.packed(first, flipped=True), 64))
+    assert torch.equal(found, winograd.convolved(torch.ones_like(alone), winograd.packed(first, backward=True), 64))
 
 
 @here
 def test_a_twin_shares_the_weights_and_leaves_hooked_layers_alone() -> None:
     network = create_model("cifar_resnet", depth=20)
-    twin = fused(network, fewer=True)
+    twin = fused(network, own_convolutions=True)
     assert {id(p) for p in twin.parameters()} == {id(p) for p in network.parameters()}
-    assert not any(isinstance(module, winograd.Convolution) for module in fused(network).modules())
+    assert not any(isinstance(module, convolving.Convolution) for module in fused(network).modules())
     layer = next(module for module in network.modules() if winograd.suits(module))
     handle = layer.register_forward_hook(lambda *_: None)
-    assert any(module is layer for module in fused(network, fewer=True).modules())
+    assert any(module is layer for module in fused(network, own_convolutions=True).modules())
     handle.remove()
 
 

@@ -1,0 +1,133 @@
+"""Convolutions by loops of our own, as layers for training. Layer 2.
+
+A module of `LOOPS` is one kind of convolution: which layers it `suits`, for which maps it `pays`, why it cannot run (`obstacle`),
+its weights `packed`, the result `convolved` and the `weight_gradient`. All compute in bf16 and take maps in channels-last
+order; other maps go through the plain layers.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from residua import native, pointwise, sparing, winograd
+
+__all__ = ["LOOPS", "Convolution", "loops_for", "obstacle", "takes"]
+
+LOOPS = (winograd, pointwise)
+
+
+def loops_for(layer: nn.Module | None) -> ModuleType | None:
+    """The loops that compute a layer; None if there are none."""
+    return next((loops for loops in LOOPS if loops.suits(layer)), None)
+
+
+def obstacle() -> str | None:
+    """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
+    return next((why for loops in LOOPS if (why := loops.obstacle())), None)
+
+
+def takes(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether x is a map for the loops of `conv`, and torch would convolve it in bf16: autocast asks for it."""
+    return (
+        torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and native.laid_out(x)
+        and x.shape[1] == conv.in_channels
+        and conv.weight.dtype == torch.float32
+    )
+
+
+class _Convolved(torch.autograd.Function):
+    """A convolution of x, bf16 and in channels-last order, with float32 weights; `beside`, like the result, is added."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loops: ModuleType, x: Tensor, weight: Tensor, bias: Tensor | None, beside: Tensor | None = None
+    ) -> Tensor:
+        outputs, plain, offset = len(weight), weight.detach(), None if bias is None else bias.detach().float()
+        y: Tensor = loops.convolved(x, loops.packed(plain), outputs, bias=offset, beside=beside)
+        if beside is None and (spared := sparing.current()) is not None:
+            spared.convolution(y, x, lambda x: loops.convolved(x, loops.packed(plain), outputs, bias=offset))
+        ctx.loops = loops
+        ctx.save_for_backward(x, weight)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dy = laid_out_like(dy, x)
+        dx, dweight = _gradients(ctx, x, weight, dy, None)
+        dbias = dy.float().sum((0, 2, 3)) if ctx.needs_input_grad[3] else None
+        return None, dx, dweight, dbias, dy if ctx.needs_input_grad[4] else None
+
+
+class _Forked(torch.autograd.Function):
+    """The same, and x once more for what goes past the convolution: the gradient of both is summed as it is made."""
+
+    @staticmethod
+    def forward(ctx: Any, loops: ModuleType, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        y: Tensor = _Convolved.forward(ctx, loops, x, weight, None)
+        return y, x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, past: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return None, past, None
+        x, weight = ctx.saved_tensors
+        return None, *_gradients(ctx, x, weight, laid_out_like(dy, x), None if past is None else laid_out_like(past, x))
+
+
+def laid_out_like(gradient: Tensor, x: Tensor) -> Tensor:
+    """A gradient in the type and the order that the loops read."""
+    return gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _gradients(ctx: Any, x: Tensor, weight: Tensor, dy: Tensor, past: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Of x, with `past` added, and of the weights."""
+    loops, inputs = ctx.loops, x.shape[1]
+    dx = loops.convolved(dy, loops.packed(weight, backward=True), inputs, beside=past) if ctx.needs_input_grad[1] else None
+    return dx, loops.weight_gradient(x, dy, weight) if ctx.needs_input_grad[2] else None
+
+
+class Convolution(nn.Module):
+    """A convolution by `loops` where it is computed in bf16 and they pay, else as it is. Shares the layer `conv`."""
+
+    def __init__(self, conv: nn.Conv2d, loops: ModuleType) -> None:
+        super().__init__()
+        self.conv, self.loops = conv, loops
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._takes(x):
+            return self.conv(x)
+        y: Tensor = _Convolved.apply(self.loops, x.to(torch.bfloat16), self.conv.weight, self.conv.bias, None)
+        return y
+
+    def added(self, x: Tensor, h: Tensor) -> Tensor:
+        """h + what it makes of x."""
+        if not (self.adds(x, h) and self._takes(x)):
+            return h + self(x)
+        y: Tensor = _Convolved.apply(self.loops, x.to(torch.bfloat16), self.conv.weight, self.conv.bias, h)
+        return y
+
+    def adds(self, x: Tensor, h: Tensor) -> bool:
+        """Whether h is laid out as the loops' result for x."""
+        shape = (len(x), self.conv.out_channels, *x.shape[2:])
+        return h.shape == shape and h.dtype == torch.bfloat16 and h.is_contiguous(memory_format=torch.channels_last)
+
+    def forked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of x, and x for a shortcut: where the loops are used they add the shortcut's gradient to theirs."""
+        if self.conv.bias is not None or x.dtype != torch.bfloat16 or not self._takes(x):
+            return self(x), x
+        y, past = _Forked.apply(self.loops, x, self.conv.weight)
+        return y, past
+
+    def _takes(self, x: Tensor) -> bool:
+        return takes(self.conv, x) and bool(self.loops.pays(x))

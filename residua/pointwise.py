@@ -1,0 +1,134 @@
+"""1x1 convolutions in bf16, with the normalisation and the ReLU that stand before them. Layer 2.
+
+Such a convolution multiplies little for the bytes it moves: a bottleneck's widest maps are read and written only for its sake. So
+what stands before it, relu(norm(x)), is made a block at a time within the cache, in both directions, and kept nowhere; and what
+goes past the unit is added as the result is made. Products are those of a plain convolution in bf16: rounded to bf16 before, to
+bf16 after, with sums in float32.
+
+The loops are in pointwise.c, for processors that multiply bf16 (AVX-512 BF16), and take maps in channels-last order. Layers made
+of them are in `residua.convolving` and, with the normalisation, in `residua.kernels`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from residua import native
+
+__all__ = ["Norm", "convolved", "norm_gradient", "obstacle", "packed", "pays", "suits", "weight_gradient"]
+
+_SOURCE = "pointwise.c"
+LEAST_CHANNELS = 16
+
+
+class Norm(NamedTuple):
+    """A normalisation: weight, bias, mean and 1 / standard deviation of each channel, [C] in float32."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    invstd: Tensor
+
+
+@cache
+def obstacle() -> str | None:
+    """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
+    return native.no_bf16() or native.obstacle(_SOURCE, ())
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = native.library(_SOURCE, ())
+    pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    library.pointwise_weights.argtypes = [pointer, pointer, number, number, flag]
+    library.pointwise_weights.restype = None
+    library.pointwise_convolve.argtypes = [pointer] * 8 + [number] * 3
+    library.pointwise_gradient.argtypes = [pointer] * 7 + [number] * 3
+    library.pointwise_norm_gradient.argtypes = [pointer] * 11 + [number] * 3 + [flag]
+    return library
+
+
+def suits(layer: nn.Module | None) -> bool:
+    """Whether a layer is a convolution of the kind that these loops compute: 1x1, of stride 1, without bias, all channels
+    together, in eights and not few."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.padding in ((0, 0), "valid", "same")
+        and layer.groups == 1
+        and layer.bias is None
+        and layer.in_channels % 8 == layer.out_channels % 8 == 0
+        and min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS
+    )
+
+
+def pays(x: Tensor) -> bool:
+    """Whether maps [N, C, H, W] have positions enough to fill the loops' registers."""
+    return x.numel() // x.shape[1] >= 24
+
+
+def packed(weight: Tensor, *, backward: bool = False) -> Tensor:
+    """Weights [K, C, 1, 1] as the loops read them, in bf16. `backward`: for the gradient of the input."""
+    outputs, inputs = weight.shape[:2]
+    weight = weight.detach().float().contiguous()
+    u = torch.empty(-(-(inputs if backward else outputs) // 16) * 16 * (outputs if backward else inputs), dtype=torch.bfloat16)
+    _library().pointwise_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, backward)
+    return u
+
+
+def convolved(
+    x: Tensor, u: Tensor, outputs: int, *, bias: None = None, beside: Tensor | None = None, norm: Norm | None = None
+) -> Tensor:
+    """conv(x) + beside, or conv(relu(norm(x))) + beside, as far as these are given: x [N, C, H, W] in bf16 and channels-last
+    order -> [N, `outputs`, H, W]. `u` is what `packed` gave. Without gradient."""
+    assert bias is None, "layers with a bias are not suited"
+    images, inputs, height, width = x.shape
+    y = torch.empty((images, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    failed = _library().pointwise_convolve(
+        x.data_ptr(), *_addresses(norm), u.data_ptr(), y.data_ptr(), None if beside is None else beside.data_ptr(),
+        images * height * width, inputs, outputs,
+    )  # fmt: skip
+    return _whole(failed, y)
+
+
+def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, *, norm: Norm | None = None) -> Tensor:
+    """That of weights [K, C, 1, 1], in float32, from x [N, C, H, W] (before `norm` and the ReLU, if it is given) and the gradient
+    of the result [N, K, H, W], both in bf16."""
+    inputs, outputs = x.shape[1], dy.shape[1]
+    found = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
+    rows = x.numel() // inputs
+    failed = _library().pointwise_gradient(
+        x.data_ptr(), *_addresses(norm), dy.data_ptr(), found.data_ptr(), rows, inputs, outputs
+    )  # fmt: skip
+    return _whole(failed, found)
+
+
+def norm_gradient(
+    dy: Tensor, x: Tensor, u: Tensor, norm: Norm, *, past: Tensor | None, training: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, of the normalisation's weight and of its bias, for conv(relu(norm(x))): dy [N, K, H, W] and x [N, C, H, W] in bf16.
+
+    `past`, like x, is added to the first; `u` is what `packed` gave for `backward`; `training`: the statistics were those of x.
+    """
+    inputs, outputs = x.shape[1], dy.shape[1]
+    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(norm.weight), torch.empty_like(norm.bias)
+    failed = _library().pointwise_norm_gradient(
+        dy.data_ptr(), x.data_ptr(), *_addresses(norm), u.data_ptr(), None if past is None else past.data_ptr(),
+        dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // inputs, inputs, outputs, training,
+    )  # fmt: skip
+    return _whole(failed, dx), dweight, dbias
+
+
+def _addresses(norm: Norm | None) -> list[int | None]:
+    return [None] * 4 if norm is None else [tensor.data_ptr() for tensor in norm]
+
+
+def _whole(failed: int, found: Tensor) -> Tensor:
+    if failed:
+        raise MemoryError("no memory for the rows of a convolution")
+    return found
