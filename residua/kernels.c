@@ -187,9 +187,10 @@ static void gradient_sums(const shape *s, const stored *restrict dy, const store
 }
 
 /* Backward. y and dh are NULL unless a ReLU follows an addition; then dh [rows, channels] receives the gradient of h. dx, dweight, dbias receive
-   theirs; `past`, unless it is NULL, is added to dx: the gradient of what goes past the normalisation. Returns 0, or 1 if there is no memory. */
+   theirs; `past`, unless it is NULL, is added to dx: the gradient of what goes past the normalisation, its rows `step` values apart. Returns 0, or
+   1 if there is no memory. */
 int norm_backward(const stored *restrict dy, const stored *restrict x, const stored *restrict y, stored *restrict dh,
-                  stored *restrict dx, const stored *restrict past, const float *weight, const float *bias, const float *mean, const float *invstd,
+                  stored *restrict dx, const stored *restrict past, long step, const float *weight, const float *bias, const float *mean, const float *invstd,
                   float *dweight, float *dbias, long rows, long channels, int relu, int training) {
     shape s = shape_of(rows, channels);
     float *scale = malloc(5 * s.wide * sizeof(float));
@@ -242,7 +243,12 @@ int norm_backward(const stored *restrict dy, const stored *restrict x, const sto
                 long n = (end - i < s.repeat ? end - i : s.repeat) * channels;
                 const stored *restrict g = gradient + i * channels, *restrict in = x + i * channels;
                 stored *restrict out = dx + i * channels;
-                const stored *restrict more = past + (past ? i * channels : 0);
+                stored aside[s.wide];
+                const stored *restrict more = past + (past ? i * step : 0);
+                if (past && step != channels) {
+                    for (long r = 0; r < n / channels; r++) memcpy(aside + r * channels, more + r * step, channels * sizeof(stored));
+                    more = aside;
+                }
                 if (masked && past)
                     for (long j = 0; j < n; j++) {
                         float v = load(in[j]), dz = v * scale[j] + shift[j] <= 0 ? 0 : load(g[j]);

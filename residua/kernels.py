@@ -28,8 +28,9 @@ from torch.autograd.function import once_differentiable
 
 from residua import convolving, native, pointwise, sparing
 from residua.network import Network
+from residua.shortcuts import ZeroPad
 from residua.sparing import SparingStage
-from residua.unit import Add, Unit
+from residua.unit import Add, Concat, Unit
 
 __all__ = ["FusedNorm", "FusedUnit", "NormConvolution", "Pool", "PreUnit", "available", "fused", "obstacle", "spared"]
 
@@ -66,7 +67,7 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library = native.library(_SOURCE, _MACROS[dtype])
     pointer, number, real, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     library.norm_forward.argtypes = [pointer] * 9 + [number, number, real, real, flag, flag]
-    library.norm_backward.argtypes = [pointer] * 12 + [number, number, flag, flag]
+    library.norm_backward.argtypes = [pointer] * 6 + [number] + [pointer] * 6 + [number, number, flag, flag]
     library.pool_forward.argtypes = library.pool_backward.argtypes = [pointer] * 3 + [ctypes.POINTER(_Windows)]
     library.pool_forward.restype = library.pool_backward.restype = None
     return library
@@ -119,10 +120,15 @@ def _gradients(ctx: Any, dy: Tensor, past: Tensor | None) -> tuple[Tensor, Tenso
     """Of x (with `past` added), of h, of weight and of bias."""
     x, weight, bias, mean, invstd, *rest = ctx.saved_tensors
     dy = convolving.laid_out_like(dy, x)
-    past = None if past is None else convolving.laid_out_like(past, x)
+    past = None if past is None else _in_rows(past, x)
     return _norm_gradients(
         dy, x, pointwise.Norm(weight, bias, mean, invstd), rest[0] if rest else None, past, ctx.relu, ctx.training
     )
+
+
+def _in_rows(past: Tensor, x: Tensor) -> Tensor:
+    """The gradient of what goes past, as the loops read it: also as a slice of the channels of a wider one."""
+    return past if past.dtype == x.dtype and pointwise.step_of(past) else convolving.laid_out_like(past, x)
 
 
 def _norm_gradients(
@@ -133,9 +139,9 @@ def _norm_gradients(
     dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
     channels = x.shape[1]
     failed = _library(x.dtype).norm_backward(
-        dy.data_ptr(), x.data_ptr(), _address(y), _address(dh), dx.data_ptr(), _address(past), weight.data_ptr(),
-        bias.data_ptr(), mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // channels,
-        channels, relu, training,
+        dy.data_ptr(), x.data_ptr(), _address(y), _address(dh), dx.data_ptr(), _address(past), pointwise.step_of(past),
+        weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(),
+        x.numel() // channels, channels, relu, training,
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the gradient of a normalisation")
@@ -241,7 +247,7 @@ class _NormConvolved(torch.autograd.Function):
         if dy is None:
             return past, None, None, None, None, None, None, None
         norm = pointwise.Norm(*values)
-        dy, past = convolving.laid_out_like(dy, x), None if past is None else convolving.laid_out_like(past, x)
+        dy, past = convolving.laid_out_like(dy, x), None if past is None else _in_rows(past, x)
         dfilters = pointwise.weight_gradient(x, dy, filters, norm=norm) if ctx.needs_input_grad[3] else None
         u = pointwise.packed(filters, backward=True)
         if dy.shape[1] <= NARROW:
@@ -349,7 +355,7 @@ class FusedUnit(nn.Module):
     """A unit whose branch ends with the batch norm `norm` and whose merge adds: relu(shortcut(x) + norm(branch(x))).
 
     Where x goes past the branch as it is and the branch begins with a convolution by loops of our own, that convolution adds up
-    the two gradients of x.
+    the two gradients of x. Where every other position of it goes past, the gradient of these is added where they are.
     """
 
     def __init__(self, branch: nn.Module, norm: nn.BatchNorm2d, shortcut: nn.Module, relu: bool) -> None:
@@ -359,10 +365,15 @@ class FusedUnit(nn.Module):
         self.chain: list[Any] | None = None  # a list, for its layers are those of `branch`
         if isinstance(first, convolving.Convolution):
             self.chain = [*_chained(branch)]
+        self.subsampled = shortcut if type(shortcut) is ZeroPad and not _hooked(shortcut) else None
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
-        if self.chain is None or extra:
+        if extra or (self.chain is None and (self.subsampled is None or not native.laid_out(x))):
             f, h = self.branch(x, *extra), self.shortcut(x)
+        elif self.chain is None:
+            assert self.subsampled is not None
+            x, h = _Subsampled.apply(x, self.subsampled.stride, self.subsampled.extra)
+            f = self.branch(x)
         else:
             first, *others = self.chain
             f, h = first.forked(x)
@@ -371,26 +382,56 @@ class FusedUnit(nn.Module):
         return _apply(self.norm, f, h, self.relu)
 
 
+class _Subsampled(torch.autograd.Function):
+    """x, and every `stride`-th position of it with `extra` channels of zeros, whose gradient is added at these positions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: int, extra: int) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.stride, ctx.shape = stride, x.shape
+        kept = x[:, :, ::stride, ::stride]
+        h = x.new_zeros((len(x), x.shape[1] + extra, *kept.shape[2:])).contiguous(memory_format=torch.channels_last)
+        h[:, : x.shape[1]] = kept
+        return x.view_as(x), h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx: Tensor | None, dh: Tensor | None) -> tuple[Any, ...]:
+        if dh is None:
+            return dx, None, None
+        if dx is None:
+            found = dh.new_zeros(ctx.shape).contiguous(memory_format=torch.channels_last)
+        else:
+            found = dx.clone()  # it may be another's, too
+        found[:, :, :: ctx.stride, :: ctx.stride].add_(dh[:, : ctx.shape[1]])
+        return found, None, None
+
+
 class PreUnit(nn.Module):
-    """A unit of which x goes past the branch as it is, and whose branch begins with a normalisation: post(x + branch(x)).
+    """A unit of which x goes past the branch as it is, and whose branch begins with a normalisation: post(x + branch(x)), or
+    post([x, branch(x)]) where its merge is a concatenation.
 
     The normalisation adds up the two gradients of x, and a convolution by loops of our own at the end of the branch adds x.
     """
 
-    def __init__(self, branch: nn.Module, post: nn.Module) -> None:
+    def __init__(self, branch: nn.Module, post: nn.Module, merge: Add | Concat) -> None:
         super().__init__()
-        self.branch, self.post = branch, post
+        self.branch, self.post, self.merge = branch, post, merge
         self.chain: list[Any] = [*_chained(branch)]  # a list, for its layers are those of `branch`
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         if extra:
-            y: Tensor = self.post(x + self.branch(x, *extra))
+            y: Tensor = self.post(self.merge(x, self.branch(x, *extra)))
             return y
-        first, *others, last = self.chain
+        first, *others = self.chain
+        last = others.pop() if type(self.merge) is Add else None
         f, h = first.forked(x)
         for layer in others:
             f = layer(f)
-        y = last.added(f, h) if isinstance(last, convolving.Convolution | NormConvolution) else h + last(f)
+        if last is None:
+            y = self.merge(h, f)
+        else:
+            y = last.added(f, h) if isinstance(last, convolving.Convolution | NormConvolution) else self.merge(h, last(f))
         return self.post(y)
 
 
@@ -423,9 +464,14 @@ def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
         return convolving.Convolution(module, loops)
     if isinstance(module, nn.BatchNorm2d):
         return FusedNorm(module, relu=False) if _fusible(module) else module
-    if type(module) is Unit and type(module.merge) is Add and module.shortcut is not None and not _hooked(module.merge):
+    if type(module) is Unit and type(module.merge) in (Add, Concat) and module.shortcut is not None and not _hooked(module.merge):
         branch, norm = _without_last_norm(module.branch)
-        if norm is not None and type(module.post) in (nn.ReLU, nn.Identity) and not _hooked(module.post):
+        if (
+            type(module.merge) is Add
+            and norm is not None
+            and type(module.post) in (nn.ReLU, nn.Identity)
+            and not _hooked(module.post)
+        ):
             return FusedUnit(
                 fused(branch, own_convolutions=own_convolutions),
                 norm,
@@ -436,7 +482,8 @@ def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
             twin_branch = fused(module.branch, own_convolutions=own_convolutions)
             layers = [*_chained(twin_branch)]
             if len(layers) > 1 and type(layers[0]) in (FusedNorm, NormConvolution):
-                return PreUnit(twin_branch, fused(module.post, own_convolutions=own_convolutions))
+                assert isinstance(module.merge, Add | Concat)
+                return PreUnit(twin_branch, fused(module.post, own_convolutions=own_convolutions), module.merge)
     if type(module) is nn.MaxPool2d and _poolable(module):
         return Pool(module)
     if not module._modules:

@@ -26,6 +26,7 @@ typedef struct {
     long rows, channels;
     bf16 *y;
     const bf16 *beside; /* may be NULL */
+    long step;          /* from row to row of `beside` */
     const bf16 *x;      /* of the normalisation */
     const float *scale, *shift, *mean, *slope, *offset;
     float *first, *second;
@@ -34,13 +35,13 @@ typedef struct {
 /* R rows' sums of 16 channels, `apart` vectors apart, of which `count` are rows of the map. */
 inlined void finish_rows(const following *f, int kind, const __m512 *sums, int apart, int R, long count, long row, long k) {
     __mmask16 lanes = lanes_of(f->channels, k);
-    long at = row * f->channels + k, next = f->channels;
+    long at = row * f->channels + k, next = f->channels, side = row * f->step + k;
     if (kind == WRITTEN) {
 #pragma GCC unroll 24
-        for (int r = 0; r < R; r++, at += next) {
+        for (int r = 0; r < R; r++, at += next, side += f->step) {
             if (r >= count) continue;
             __m512 v = sums[r * apart];
-            if (f->beside) v = add(v, load_some(f->beside + at, lanes));
+            if (f->beside) v = add(v, load_some(f->beside + side, lanes));
             store_some(f->y + at, v, lanes);
         }
         return;
@@ -49,7 +50,7 @@ inlined void finish_rows(const following *f, int kind, const __m512 *sums, int a
     if (kind == SUMMED) {
         __m512 mean = _mm512_loadu_ps(f->mean + k), first = _mm512_loadu_ps(f->first + k), second = _mm512_loadu_ps(f->second + k);
 #pragma GCC unroll 24
-        for (int r = 0; r < R; r++, at += next) {
+        for (int r = 0; r < R; r++, at += next, side += f->step) {
             if (r >= count) continue;
             __m512 x = load_some(f->x + at, lanes);
             __mmask16 open = _mm512_cmp_ps_mask(_mm512_fmadd_ps(x, scale, shift), zero, _CMP_NLE_UQ);
@@ -63,13 +64,13 @@ inlined void finish_rows(const following *f, int kind, const __m512 *sums, int a
     }
     __m512 slope = _mm512_loadu_ps(f->slope + k), offset = _mm512_loadu_ps(f->offset + k);
 #pragma GCC unroll 24
-    for (int r = 0; r < R; r++, at += next) {
+    for (int r = 0; r < R; r++, at += next, side += f->step) {
         if (r >= count) continue;
         __m512 x = load_some(f->x + at, lanes);
         __mmask16 open = _mm512_cmp_ps_mask(_mm512_fmadd_ps(x, scale, shift), zero, _CMP_NLE_UQ);
         __m512 v = _mm512_fmadd_ps(x, slope, offset);
         v = _mm512_mask3_fmadd_ps(sums[r * apart], scale, v, open);
-        if (f->beside) v = add(v, load_some(f->beside + at, lanes));
+        if (f->beside) v = add(v, load_some(f->beside + side, lanes));
         store_some(f->y + at, v, lanes);
     }
 }
@@ -209,21 +210,21 @@ static float *affine(const float *weight, const float *bias, const float *mean, 
 /* y [rows, K] of x [rows, C]: a W' + beside, with a = relu(norm(x)) if `weight` is given. Returns 0, or 1 if there is no memory. */
 int pointwise_convolve(const bf16 *x, const float *weight, const float *bias, const float *mean, const float *invstd, const bf16 *w, bf16 *y,
                        const bf16 *beside, long rows, long C, long K) {
-    following f = {.rows = rows, .channels = K, .y = y, .beside = beside};
+    following f = {.rows = rows, .channels = K, .y = y, .beside = beside, .step = K};
     float *norm = weight ? affine(weight, bias, mean, invstd, C) : NULL;
     int failed = (weight && !norm) || convolve(x, norm, norm ? norm + filled(C) : NULL, w, &f, WRITTEN, C, NULL);
     free(norm);
     return failed;
 }
 
-/* Of y = relu(norm(x)) W': dx [rows, C] (+ past), dweight and dbias [C] from dy [rows, K] and w as `turned` gives it. `training`: the statistics
+/* Of y = relu(norm(x)) W': dx [rows, C] (+ past, its rows `step` apart), dweight and dbias [C] from dy [rows, K] and w as `turned` gives it. `training`: the statistics
    were those of x. Returns 0, or 1 if there is no memory. */
 int pointwise_norm_gradient(const bf16 *restrict dy, const bf16 *restrict x, const float *weight, const float *bias, const float *mean,
-                            const float *invstd, const bf16 *w, const bf16 *past, bf16 *dx, float *dweight, float *dbias, long rows, long C, long K,
+                            const float *invstd, const bf16 *w, const bf16 *past, long step, bf16 *dx, float *dweight, float *dbias, long rows, long C, long K,
                             int training) {
     long wide = filled(C), block = block_of(rows, K, C), blocks = (rows + block - 1) / block;
     float *norm = affine(weight, bias, mean, invstd, C), *parts = malloc(blocks * 2 * wide * sizeof(float));
-    following f = {.rows = rows, .channels = C, .y = dx, .beside = past, .x = x, .scale = norm, .shift = norm + wide, .mean = norm + 2 * wide,
+    following f = {.rows = rows, .channels = C, .y = dx, .beside = past, .step = step, .x = x, .scale = norm, .shift = norm + wide, .mean = norm + 2 * wide,
                    .slope = norm + 3 * wide, .offset = norm + 4 * wide};
     int failed = !norm || !parts || convolve(dy, NULL, NULL, w, &f, SUMMED, K, parts);
     for (long c = 0; !failed && c < C; c++) {

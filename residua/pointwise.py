@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from residua import native
 
-__all__ = ["Norm", "convolved", "norm_gradient", "obstacle", "packed", "pays", "suits", "weight_gradient"]
+__all__ = ["Norm", "convolved", "norm_gradient", "obstacle", "packed", "pays", "step_of", "suits", "weight_gradient"]
 
 _SOURCE = "pointwise.c"
 LEAST_CHANNELS = 16
@@ -49,7 +49,7 @@ def _library() -> ctypes.CDLL:
     library.pointwise_weights.restype = None
     library.pointwise_convolve.argtypes = [pointer] * 8 + [number] * 3
     library.pointwise_gradient.argtypes = [pointer] * 7 + [number] * 3
-    library.pointwise_norm_gradient.argtypes = [pointer] * 11 + [number] * 3 + [flag]
+    library.pointwise_norm_gradient.argtypes = [pointer] * 8 + [number] + [pointer] * 3 + [number] * 3 + [flag]
     return library
 
 
@@ -113,15 +113,26 @@ def norm_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of x, of the normalisation's weight and of its bias, for conv(relu(norm(x))): dy [N, K, H, W] and x [N, C, H, W] in bf16.
 
-    `past`, like x, is added to the first; `u` is what `packed` gave for `backward`; `training`: the statistics were those of x.
+    `past`, laid out in rows (`step_of`), is added to the first; `u` is what `packed` gave for `backward`; `training`: the
+    statistics were those of x.
     """
     inputs, outputs = x.shape[1], dy.shape[1]
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(norm.weight), torch.empty_like(norm.bias)
     failed = _library().pointwise_norm_gradient(
         dy.data_ptr(), x.data_ptr(), *_addresses(norm), u.data_ptr(), None if past is None else past.data_ptr(),
-        dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // inputs, inputs, outputs, training,
+        step_of(past), dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // inputs, inputs, outputs, training,
     )  # fmt: skip
     return _whole(failed, dx), dweight, dbias
+
+
+def step_of(x: Tensor | None) -> int:
+    """How many values are from one position of x [N, C, H, W] to the next, where these lie as in a slice of the channels of a map
+    in channels-last order; 0 where they do not, and for None."""
+    if x is None or x.stride(1) != 1:
+        return 0
+    step, (_, channels, height, width) = x.stride(3), x.shape
+    rows = step >= channels and x.stride(2) == width * step and x.stride(0) == height * width * step
+    return step if rows else 0
 
 
 def _addresses(norm: Norm | None) -> list[int | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from trainings import stopped, train, write_images
 
 from residua import kernels, native, plan
 from residua.errors import RequestError
-from residua.kernels import FusedNorm, FusedUnit, Pool, PreUnit, fused
+from residua.kernels import FusedNorm, FusedUnit, Pool, PreUnit, _Subsampled, fused
 from residua.models import create_model
 from residua.network import Network
 from residua.unit import Unit, switched_off
@@ -298,7 +299,69 @@ def test_units_of_pre_activation_are_fused() -> None:
     units = [module for module in fused(network).modules() if isinstance(module, PreUnit)]
     assert len(units) == 51, "all but the first of each stage, where the shortcut reads what the first normalisation gives"
     twin = fused(create_model("cifar_densenet", depth=13, growth=4))
-    assert not any(isinstance(module, PreUnit) for module in twin.modules())
+    assert sum(isinstance(module, PreUnit) for module in twin.modules()) == 9, "they are concatenated"
+    light = fused(create_model("cifar_densenet", depth=13, growth=4, light=True))
+    assert not any(isinstance(module, PreUnit) for module in light.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"bottleneck": True, "compression": 0.5}, {"dropout": 0.2}], ids=str)
+def test_a_dense_unit_adds_the_gradient_of_its_shortcut_where_it_lies(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """It is a slice of the channels of a wider map, whose rows are further apart."""
+    torch.manual_seed(0)
+    stage = create_model("cifar_densenet", depth=16, growth=12, **options).stages[0].train()  # type: ignore[union-attr]
+    stage = stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    exact, twin = copy.deepcopy(stage).double(), fused(stage, own_convolutions=True)
+    channels = next(module.num_features for module in stage.modules() if isinstance(module, nn.BatchNorm2d))
+    x = torch.randn(3, channels, 9, 7).contiguous(memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        torch.manual_seed(1)
+        y = twin(ours.to(dtype))
+    torch.manual_seed(1)
+    expected = exact(theirs)
+    if "dropout" in options:  # which draws otherwise in float64
+        assert y.shape == expected.shape
+        return
+    dy = torch.randn(y.shape)
+    y.backward(dy.to(y.dtype))
+    expected.backward(dy.double())
+    pairs = [(ours.grad, theirs.grad), *((p.grad, q.grad) for p, q in zip(stage.parameters(), exact.parameters()))]
+    for found, wanted in [(y, expected), *pairs]:
+        assert found is not None
+        assert wanted is not None
+        away = (found.detach().double() - wanted.detach()).norm() / wanted.detach().norm()
+        assert away < (1e-4 if dtype == torch.float32 else 0.1), "rounding opens or closes some ReLU"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_the_gradient_of_a_shortcut_that_subsamples_is_added_where_it_belongs(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    unit = create_model("cifar_resnet", depth=8).stages[1][0].train().to(memory_format=torch.channels_last)  # type: ignore[index]
+    exact, twin = copy.deepcopy(unit).double(), fused(unit)
+    assert isinstance(twin, FusedUnit)
+    assert twin.subsampled is not None
+    x = torch.randn(3, 16, 9, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    start = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    theirs = x.double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y = twin(start)
+    expected = exact(theirs)
+    y.float().square().sum().backward()
+    expected.square().sum().backward()
+    pairs = [(start.grad, theirs.grad), *((p.grad, q.grad) for p, q in zip(unit.parameters(), exact.parameters()))]
+    for found, wanted in [(y, expected), *pairs]:
+        assert found is not None
+        assert wanted is not None
+        away = (found.detach().double() - wanted.detach()).norm() / wanted.detach().norm()
+        assert away < (1e-5 if dtype == torch.float32 else 0.05)
+    start = start.detach().requires_grad_()
+    x, h = _Subsampled.apply(start, 2, 16)
+    for wanted, y in ((torch.ones_like(start), x), (torch.zeros_like(start), h)):
+        (alone,) = torch.autograd.grad(y.float().sum(), start, retain_graph=True)
+        if y is h:
+            wanted[:, :, ::2, ::2] = 1
+        assert torch.equal(alone, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
