@@ -14,6 +14,9 @@
 
 #include <math.h>
 
+/* Has a vector stay in a register: compilers would rather load it again for each product, and loads are what then bounds them. */
+#define HELD(v) __asm__("" : "+v"(v))
+
 enum { WIDTH = PANEL * LANES, DEPTH = 128 }; /* DEPTH: pairs summed up while their block of sums stays in registers and the nearest cache */
 
 /* sums [R, 16 V], rows `step` apart = a' b over k: R values of each row of a, `left` apart, 16 V of b, `right` apart */
@@ -25,7 +28,10 @@ enum { WIDTH = PANEL * LANES, DEPTH = 128 }; /* DEPTH: pairs summed up while the
             _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();                                         \
         for (long k = 0; k < count; k++, a += left, b += right) {                                                                        \
             __m512 row[V];                                                                                                               \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) row[v] = _mm512_loadu_ps(b + v * LANES);                                 \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) { \
+                row[v] = _mm512_loadu_ps(b + v * LANES); \
+                HELD(row[v]); \
+            } \
             _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                         \
                 _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(a[r]), row[v], sum[r][v]); \
         }                                                                                                                                \
@@ -111,7 +117,10 @@ static inline void pack_pairs(const float *x, long columns, long r, long c, bf16
             _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();                                         \
         for (long i = 0; i < pairs; i++, a += 2, b += V * 2 * LANES) {                                                                   \
             __m512bh right[V];                                                                                                           \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES);              \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) { \
+                right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES); \
+                HELD(right[v]); \
+            } \
             _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {                                                                       \
                 int pair;                                                                                                                \
                 memcpy(&pair, a + r * left, 4);                                                                                          \
