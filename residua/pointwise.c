@@ -285,7 +285,7 @@ int pointwise_gradient(const bf16 *restrict x, const float *weight, const float 
     long inputs = filled(C), outputs = filled(K), size = inputs * outputs, all = (rows + 1) / 2;
     long across = (inputs + SIDE - 1) / SIDE, down = (outputs + SIDE - 1) / SIDE, squares = across * down;
     long parts = smaller((JOBS + squares - 1) / squares, (all + LEAST - 1) / LEAST), share = ((all + parts - 1) / parts + DEPTH - 1) / DEPTH * DEPTH;
-    float *sums = aligned_alloc(64, parts * size * sizeof(float)), *norm = weight ? affine(weight, bias, mean, invstd, C) : NULL;
+    float *sums = room(parts * size * sizeof(float)), *norm = weight ? affine(weight, bias, mean, invstd, C) : NULL;
     const float *scale = norm, *shift = norm ? norm + inputs : NULL;
     int failed = !sums || (weight && !norm);
 #pragma omp parallel reduction(| : failed)

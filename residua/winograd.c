@@ -344,10 +344,9 @@ int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *re
     half = half < DEPTH ? DEPTH : half;
     half = half > (in.tiles + 1) / 2 ? (in.tiles + 1) / 2 : half;
     long group = half * 2 * LANES, left = half * 2 * outputs + 32, right = half * 2 * inputs + 32;
-    bf16 *gradient = aligned_alloc(64, (POINTS * left * sizeof(bf16) + 63) / 64 * 64);
-    bf16 *tiles = aligned_alloc(64, (POINTS * right * sizeof(bf16) + 63) / 64 * 64);
-    float *sums = aligned_alloc(64, POINTS * size * sizeof(float));
-    int failed = !gradient || !tiles || !sums;
+    float *sums = room(POINTS * size * sizeof(float) + POINTS * (left + right) * sizeof(bf16));
+    bf16 *gradient = (bf16 *)(sums + POINTS * size), *tiles = gradient + POINTS * left;
+    int failed = !sums;
 #pragma omp parallel if (!failed)
     if (!failed) {
 #pragma omp for schedule(static)
@@ -404,8 +403,6 @@ int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *re
                 }
             }
     }
-    free(gradient);
-    free(tiles);
     free(sums);
     return failed;
 }
