@@ -2,8 +2,9 @@
 
     python benchmarks/loops.py [--rounds 9] [--json FILE]
 
-Convolutions are 3x3 of stride 1 in bf16, channels last, forward and both gradients, the transform (ours) or the rounding (theirs)
-of the weights included; torch's are oneDNN's. Muon's updates are ours in bf16 and those in float32. A ratio is taken within each
+Convolutions are 3x3 or 1x1 of stride 1 in bf16, channels last, forward and both gradients, the transform (ours) or the rounding
+(theirs) of the weights included; torch's are oneDNN's. A normalisation, a ReLU and a 1x1 convolution are timed forward and
+backward together, as layers. Muon's updates are ours in bf16 and those in float32. A ratio is taken within each
 round. The ceiling is the rate of a large product of matrices just then: for a plain convolution nothing goes beyond it.
 """
 
@@ -21,13 +22,15 @@ import form
 import torch
 from torch import Tensor, nn
 
-from residua import kernels, optim, orthogonal, plan, winograd
+from residua import convolving, kernels, optim, orthogonal, plan, pointwise, winograd
 from residua.doctor import matrix_rate
 
 CONVOLUTIONS = [  # images, channels, side
     (128, 16, 32), (128, 32, 16), (128, 64, 8), (64, 128, 32), (64, 256, 16), (32, 64, 56), (32, 128, 28), (32, 256, 14),
     (32, 512, 7),
 ]  # fmt: skip
+POINTWISE = [(64, 64, 16, 32), (64, 16, 64, 32), (32, 256, 64, 56), (32, 64, 256, 56), (32, 512, 128, 28), (32, 256, 1024, 14)]
+"""Images, channels before and after, side."""
 POOLINGS = [(1000, 64, 31, 2, 2, 0), (32, 64, 112, 3, 2, 1)]  # images, channels, side, window, stride, padding
 UPDATES = [(128, 1152), (256, 2304), (512, 4608), (2048, 512)]
 
@@ -57,7 +60,7 @@ def row(
     rate = 1e3 * work / statistics.median(other) if work else None
     found = {"loop": what, "shape": shape, "ours, ms": statistics.median(mine), "torch, ms": statistics.median(other)}
     print(
-        f"{what:32s} {shape:22s} {found['ours, ms']:8.2f} {found['torch, ms']:8.2f} ms {ratio['times as fast']:6.2f}", flush=True
+        f"{what:32s} {shape:26s} {found['ours, ms']:8.2f} {found['torch, ms']:8.2f} ms {ratio['times as fast']:6.2f}", flush=True
     )
     return {**found, **ratio, "torch, GFLOP/s": rate}
 
@@ -77,17 +80,48 @@ def convolutions(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def by_tiles(x: Tensor, weight: Tensor, *, flipped: bool = False) -> Tensor:
-    return winograd.convolved(x, winograd.packed(weight, backward=flipped), len(weight))
+def by_tiles(x: Tensor, weight: Tensor, *, backward: bool = False) -> Tensor:
+    return winograd.convolved(x, winograd.packed(weight, backward=backward), len(weight))
+
+
+def by_rows(x: Tensor, weight: Tensor, *, backward: bool = False) -> Tensor:
+    return pointwise.convolved(x, pointwise.packed(weight, backward=backward), weight.shape[backward])
 
 
 def plain(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.conv2d(x, weight.bfloat16(), None, 1, 1)
+    return torch.conv2d(x, weight.bfloat16(), None, 1, weight.shape[2] // 2)
 
 
 def gradient(dy: Tensor, x: Tensor, weight: Tensor, which: int) -> object:
-    one, wanted = [1, 1], [which == 0, which == 1, False]
-    return torch.ops.aten.convolution_backward(dy, x, weight.bfloat16(), None, one, one, one, False, [0, 0], 1, wanted)
+    one, padding, wanted = [1, 1], [weight.shape[2] // 2] * 2, [which == 0, which == 1, False]
+    return torch.ops.aten.convolution_backward(dy, x, weight.bfloat16(), None, one, padding, one, False, [0, 0], 1, wanted)
+
+
+def pointwise_convolutions(rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for images, inputs, outputs, side in POINTWISE:
+        x, dy = laid_out(images, inputs, side, side), laid_out(images, outputs, side, side)
+        layers = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, outputs, 1, bias=False))
+        layers = layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weight = layers[2].weight.detach()
+        twin = kernels.fused(layers, own_convolutions=True)
+        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "1x1 convolution": (partial(by_rows, x, weight), partial(plain, x, weight)),
+            "its input's gradient": (partial(by_rows, dy, weight, backward=True), partial(gradient, dy, x, weight, 0)),
+            "its weights' gradient": (partial(pointwise.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+            "norm, ReLU, 1x1, both ways": (partial(learned, twin, x, dy), partial(learned, layers, x, dy)),
+        }
+        work = 2 * inputs * outputs * side**2 * images / 1e9
+        shape = f"{images} x {inputs} x {side} x {side} to {outputs}"
+        rows += [row(what, shape, *pair, rounds, 0 if "norm" in what else work) for what, pair in ways.items()]
+    return rows
+
+
+def learned(layers: nn.Module, x: Tensor, dy: Tensor) -> object:
+    start = x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layers(start)
+    return torch.autograd.grad(y, [start, *layers.parameters()], dy)
 
 
 def poolings(rounds: int) -> list[dict[str, Any]]:
@@ -125,11 +159,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if why := winograd.obstacle() or orthogonal.obstacle() or kernels.obstacle():
+    if why := convolving.obstacle() or orthogonal.obstacle() or kernels.obstacle():
         parser.error(f"the loops cannot run here: {why}")
     torch.manual_seed(0)
     plan.set_allocator(False)
-    rows = [*convolutions(arguments.rounds), *poolings(arguments.rounds), *updates(arguments.rounds)]
+    rows = [
+        *convolutions(arguments.rounds),
+        *pointwise_convolutions(arguments.rounds),
+        *poolings(arguments.rounds),
+        *updates(arguments.rounds),
+    ]
     ceiling = {"bf16, GFLOP/s": matrix_rate(torch.bfloat16, torch.device("cpu"), 2048, 2.0)}
     form.write(arguments.json, form.result("loops", rows, ceiling=ceiling))
 

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from residua import native, pointwise, sparing, winograd
 
-__all__ = ["LOOPS", "Convolution", "loops_for", "obstacle", "takes"]
+__all__ = ["LOOPS", "Convolution", "PooledConvolution", "laid_out_like", "loops_for", "obstacle", "pools", "takes"]
 
 LOOPS = (winograd, pointwise)
 
@@ -131,3 +131,57 @@ class Convolution(nn.Module):
 
     def _takes(self, x: Tensor) -> bool:
         return takes(self.conv, x) and bool(self.loops.pays(x))
+
+
+class _Maxima(torch.autograd.Function):
+    """The maxima of a 3x3 convolution of x, bf16 and in channels-last order, in windows of 2 x 2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        y, places = winograd.maxima(x, winograd.packed(weight), len(weight))
+        ctx.save_for_backward(x, weight, places)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, places = ctx.saved_tensors
+        dy, dx = laid_out_like(dy, x), None
+        if ctx.needs_input_grad[0]:
+            turned = winograd.packed(weight, backward=True)
+            dx = winograd.convolved_maxima(dy, places, turned, x.shape[1], x.shape[2:])
+        return dx, winograd.weight_gradient(x, dy, weight, places=places) if ctx.needs_input_grad[1] else None
+
+
+class PooledConvolution(nn.Module):
+    """A 3x3 convolution and the maxima of 2x2 windows of its result, which itself is not written.
+
+    [N, C, H, W] -> [N, K, H // 2, W // 2]. Shares the layer of `conv`; `pool` is used where the loops are not.
+    """
+
+    def __init__(self, conv: Convolution, pool: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.pool = conv, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.conv.conv
+        if min(x.shape[2:]) < 2 or not (takes(layer, x) and winograd.pays(x)):
+            y: Tensor = self.pool(self.conv(x))
+            return y
+        found: Tensor = _Maxima.apply(x.to(torch.bfloat16), layer.weight)
+        return found
+
+
+def pools(conv: nn.Module, pool: nn.Module | None) -> bool:
+    """Whether `PooledConvolution` computes both layers."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and winograd.suits(conv)
+        and conv.bias is None
+        and type(pool) is nn.MaxPool2d
+        and all(
+            given in (value, (value, value)) for given, value in zip((pool.kernel_size, pool.stride, pool.padding), (2, 2, 0))
+        )
+        and pool.dilation in (1, (1, 1))
+        and not (pool.ceil_mode or pool.return_indices)
+    )

@@ -494,9 +494,9 @@ def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
     chain = type(module).forward is nn.Sequential.forward
     while children:
         (name, child), *others = children
-        relu, conv = ([*(layer for _, layer in others[:2]), None, None] if chain else [None, None])[:2]
+        following, conv = ([*(layer for _, layer in others[:2]), None, None] if chain else [None, None])[:2]
         taken, made = 1, cast(nn.Module | None, None)
-        if _fusible(child) and type(relu) is nn.ReLU and not _hooked(relu):
+        if _fusible(child) and type(following) is nn.ReLU and not _hooked(following):
             assert isinstance(child, nn.BatchNorm2d)
             before = FusedNorm(child, relu=True)
             taken, made = 2, before
@@ -505,6 +505,14 @@ def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
                 taken, made = 3, NormConvolution(before, convolving.Convolution(conv, pointwise))
         elif child is not None:
             made = fused(child, own_convolutions=own_convolutions)
+            if (
+                type(made) is convolving.Convolution
+                and following is not None
+                and not _hooked(following)
+                and convolving.pools(child, following)
+            ):
+                assert isinstance(following, nn.MaxPool2d)
+                taken, made = 2, convolving.PooledConvolution(made, Pool(following))
         twin._modules[name] = made
         children = children[taken:]
     return twin

@@ -68,6 +68,22 @@ static inline long width_of(long columns, long panel) {
     return rest < PANEL * LANES ? rest : PANEL * LANES;
 }
 
+/* sum [R][V] of vectors = R rows of a [R, 2 pairs], `step` apart, times b [pairs, 16 V, 2]. Kept in registers. */
+#define MULTIPLY(R, V, sum, a, step, b, pairs)                                                                                      \
+    __m512 sum[R][V];                                                                                                               \
+    _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                                            \
+        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();                                        \
+    for (long i = 0; i < pairs; i++, a += 2, b += V * 2 * LANES) {                                                                  \
+        __m512bh right[V];                                                                                                          \
+        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES);             \
+        _Pragma("GCC unroll 24") for (int r = 0; r < R; r++) {                                                                      \
+            int pair;                                                                                                               \
+            memcpy(&pair, a + r * step, 4);                                                                                         \
+            __m512bh left = (__m512bh)_mm512_set1_epi32(pair);                                                                      \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);            \
+        }                                                                                                                           \
+    }
+
 /* sums [R, 16 V] (rows `step` apart) += a' b over pairs: R of a [pairs, 16, 2], b [V] (`apart`) of [pairs, 16, 2] */
 #define PRODUCT(R, V)                                                                                                                   \
     static inline void outer_##V(const bf16 *restrict a, const bf16 *restrict b, long apart, float *restrict sums, long step, long pairs) { \

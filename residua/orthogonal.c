@@ -112,22 +112,7 @@ static inline void pack_pairs(const float *x, long columns, long r, long c, bf16
 #define PRODUCT(R, V)                                                                                                                    \
     static void apply_##V(const bf16 *restrict a, long left, const bf16 *restrict b, float *restrict w, long step, long pairs, float kept, \
                           float scale) {                                                                                                 \
-        __m512 sum[R][V];                                                                                                                \
-        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                             \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();                                         \
-        for (long i = 0; i < pairs; i++, a += 2, b += V * 2 * LANES) {                                                                   \
-            __m512bh right[V];                                                                                                           \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) { \
-                right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES); \
-                HELD(right[v]); \
-            } \
-            _Pragma("GCC unroll 16") for (int r = 0; r < R; r++) {                                                                       \
-                int pair;                                                                                                                \
-                memcpy(&pair, a + r * left, 4);                                                                                          \
-                __m512bh value = (__m512bh)_mm512_set1_epi32(pair);                                                                      \
-                _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], value, right[v]);            \
-            }                                                                                                                            \
-        }                                                                                                                                \
+        MULTIPLY(R, V, sum, a, left, b, pairs)                                                                                           \
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                             \
             _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {                                                                        \
             float *at = w + r * step + v * LANES;                                                                                        \

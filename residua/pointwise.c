@@ -76,27 +76,15 @@ inlined void finish_rows(const following *f, int kind, const __m512 *sums, int a
 }
 
 /* R rows of a [., 2 pairs], `step` apart, times b [pairs, 16 V, 2], and what follows; only `count` rows there are. */
-#define PRODUCT(R, V)                                                                                                         \
+#define PRODUCT(R, V)                                                                                                                       \
     inlined void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, long pairs, const following *f, int kind, long row, \
-                             long count, long k) {                                                                            \
-        __m512 sum[R][V];                                                                                                     \
-        _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                                  \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();                              \
-        for (long i = 0; i < pairs; i++, a += 2, b += V * 2 * LANES) {                                                        \
-            __m512bh right[V];                                                                                                \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES);   \
-            _Pragma("GCC unroll 24") for (int r = 0; r < R; r++) {                                                            \
-                int pair;                                                                                                     \
-                memcpy(&pair, a + r * step, 4);                                                                               \
-                __m512bh left = (__m512bh)_mm512_set1_epi32(pair);                                                            \
-                _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);  \
-            }                                                                                                                 \
-        }                                                                                                                     \
-        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++)                                                                   \
-            if (count >= R)                                                                                                   \
-                finish_rows(f, kind, &sum[0][v], V, R, R, row, k + v * LANES);                                                   \
-            else                                                                                                              \
-                finish_rows(f, kind, &sum[0][v], V, R, count, row, k + v * LANES);                                               \
+                             long count, long k) {                                                                                          \
+        MULTIPLY(R, V, sum, a, step, b, pairs)                                                                                              \
+        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++)                                                                                 \
+            if (count >= R)                                                                                                                 \
+                finish_rows(f, kind, &sum[0][v], V, R, R, row, k + v * LANES);                                                              \
+            else                                                                                                                            \
+                finish_rows(f, kind, &sum[0][v], V, R, count, row, k + v * LANES);                                                          \
     }
 PRODUCT(24, 1)
 PRODUCT(12, 2)

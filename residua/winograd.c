@@ -21,24 +21,11 @@ enum { CHUNK = 1 << 20, DEPTH = 64 }; /* for the gradient: bytes of tiles that a
 /* ---- products ---- */
 
 /* out [R, V*16] = sum over pairs of a [R, 2 pairs] b [pairs, V*16, 2] */
-#define PRODUCT(R, V)                                                                                                       \
-    static void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, float *restrict out, long pairs) {   \
-        __m512 sum[R][V];                                                                                                   \
-        _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                                \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();                            \
-        for (long i = 0; i < pairs; i++, a += 2, b += V * 2 * LANES) {                                                      \
-            __m512bh right[V];                                                                                              \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES); \
-            _Pragma("GCC unroll 24") for (int r = 0; r < R; r++) {                                                          \
-                int pair;                                                                                                   \
-                memcpy(&pair, a + r * step, 4);                                                                             \
-                __m512bh left = (__m512bh)_mm512_set1_epi32(pair);                                                          \
-                _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]); \
-            }                                                                                                               \
-        }                                                                                                                   \
-        _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                                \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++)                                                             \
-                _mm512_storeu_ps(out + (r * V + v) * LANES, sum[r][v]);                                                     \
+#define PRODUCT(R, V)                                                                                                     \
+    static void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, float *restrict out, long pairs) { \
+        MULTIPLY(R, V, sum, a, step, b, pairs)                                                                            \
+        _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                              \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) _mm512_storeu_ps(out + (r * V + v) * LANES, sum[r][v]);   \
     }
 PRODUCT(24, 1)
 PRODUCT(12, 2)
@@ -57,28 +44,51 @@ static void products(const bf16 *a, long step, const bf16 *b, float *out, long r
 
 /* ---- the map as tiles ---- */
 
+/* The tiles of a map. Where the maxima of 2x2 windows follow (`pooled`), a tile of the output is a window, and there are no others. */
 typedef struct {
     long images, height, width, channels, down, across, tiles;
 } map;
 
-static map map_of(long images, long height, long width, long channels) {
-    map m = {images, height, width, channels, (height + 1) / 2, (width + 1) / 2, 0};
+static map map_of(long images, long height, long width, long channels, int pooled) {
+    map m = {images, height, width, channels, (height + !pooled) / 2, (width + !pooled) / 2, 0};
     m.tiles = images * m.down * m.across;
     return m;
 }
 
-/* The four rows of the map that tiles in row `row` of tiles read, from channel c on; NULL outside. */
-inlined void rows_of(const map *m, const bf16 *x, long row, long c, const bf16 *rows[4]) {
+/* The four rows of the map that tiles in row `row` of tiles read, from channel c on; NULL outside. A map that is the gradient of one of which
+   the maxima of 2x2 windows were taken is given as theirs and their places (0 to 3, row by row): all else of it is zero. */
+typedef struct {
+    const bf16 *rows[4];
+    const uint8_t *places[4];
+} lines;
+
+inlined lines lines_of(const map *m, const bf16 *x, const uint8_t *places, long row, long c) {
+    lines l;
     long n = row / m->down, top = 2 * (row % m->down) - 1;
-    for (int i = 0; i < 4; i++)
-        rows[i] = top + i < 0 || top + i >= m->height ? 0 : x + (n * m->height + top + i) * m->width * m->channels + c;
+    for (int i = 0; i < 4; i++) {
+        long r = top + i, at = ((n * (m->height / 2) + r / 2) * (m->width / 2)) * m->channels + c;
+        int inside = r >= 0 && r < (places ? m->height / 2 * 2 : m->height);
+        l.rows[i] = !inside ? 0 : places ? x + at : x + (n * m->height + r) * m->width * m->channels + c;
+        l.places[i] = inside && places ? places + at : 0;
+    }
+    return l;
+}
+
+/* Which of the lanes have their maximum at `place`. */
+inlined __mmask16 placed(const uint8_t *places, int place, __mmask16 lanes) {
+    __m128i found = lanes == 0xFFFF ? _mm_loadu_si128((const __m128i *)places) : _mm_maskz_loadu_epi8(lanes, places);
+    return _mm_mask_cmpeq_epi8_mask(lanes, found, _mm_set1_epi8((char)place));
 }
 
 /* B' d of one column of pixels. */
-inlined void column(const map *m, const bf16 *const rows[4], long at, __mmask16 lanes, __m512 out[4]) {
+inlined void column(const map *m, const lines *l, int pooled, long at, __mmask16 lanes, __m512 out[4]) {
     __m512 d[4];
-    int inside = at >= 0 && at < m->width;
-    for (int i = 0; i < 4; i++) d[i] = inside && rows[i] ? load_some(rows[i] + at * m->channels, lanes) : _mm512_setzero_ps();
+    int inside = at >= 0 && at < (pooled ? m->width / 2 * 2 : m->width);
+    for (int i = 0; i < 4; i++) { /* the first row is odd */
+        long from = (pooled ? at / 2 : at) * m->channels;
+        d[i] = inside && l->rows[i] ? load_some(l->rows[i] + from, lanes) : _mm512_setzero_ps();
+        if (pooled && inside && l->rows[i]) d[i] = _mm512_maskz_mov_ps(placed(l->places[i] + from, (i & 1 ? 0 : 2) + (int)(at & 1), lanes), d[i]);
+    }
     out[0] = sub(d[0], d[2]);
     out[1] = add(d[1], d[2]);
     out[2] = sub(d[2], d[1]);
@@ -87,13 +97,13 @@ inlined void column(const map *m, const bf16 *const rows[4], long at, __mmask16 
 
 /* B' d B of `run` tiles of a row from tile `left` on: 16 channels of each, `step` apart, its points `plane` apart. Neighbours share
    two columns. */
-inlined void run_in(const map *m, const bf16 *const rows[4], long left, long run, __mmask16 lanes, bf16 *to, long step, long plane) {
+inlined void run_in(const map *m, const lines *l, int pooled, long left, long run, __mmask16 lanes, bf16 *to, long step, long plane) {
     __m512 k[4][4];
-    column(m, rows, 2 * left - 1, lanes, k[0]);
-    column(m, rows, 2 * left, lanes, k[1]);
+    column(m, l, pooled, 2 * left - 1, lanes, k[0]);
+    column(m, l, pooled, 2 * left, lanes, k[1]);
     for (long i = left; i < left + run; i++, to += step) {
-        column(m, rows, 2 * i + 1, lanes, k[2]);
-        column(m, rows, 2 * i + 2, lanes, k[3]);
+        column(m, l, pooled, 2 * i + 1, lanes, k[2]);
+        column(m, l, pooled, 2 * i + 2, lanes, k[3]);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
             store(to + (4 * r + 0) * plane, sub(k[0][r], k[2][r]));
@@ -106,20 +116,23 @@ inlined void run_in(const map *m, const bf16 *const rows[4], long left, long run
     }
 }
 
-/* B' d B of tiles first .. last: out [POINTS], `plane` apart, of [last - first, C']. */
-static void tiles_in(const map *m, const bf16 *x, long first, long last, bf16 *out, long plane) {
+/* B' d B of tiles first .. last: out [POINTS], `plane` apart, of [last - first, C']. `places` may be NULL. */
+static void tiles_in(const map *m, const bf16 *x, const uint8_t *places, long first, long last, bf16 *out, long plane) {
     long C = m->channels, step = filled(C);
     for (long t = first; t < last;) {
         long left = t % m->across, run = m->across - left < last - t ? m->across - left : last - t;
         for (long c = 0; c < C; c += LANES) {
-            const bf16 *rows[4];
             bf16 *to = out + (t - first) * step + c;
             __mmask16 lanes = lanes_of(C, c);
-            rows_of(m, x, t / m->across, c, rows);
-            if (lanes == 0xFFFF)
-                run_in(m, rows, left, run, 0xFFFF, to, step, plane);
+            lines l = lines_of(m, x, places, t / m->across, c);
+            if (places && lanes == 0xFFFF)
+                run_in(m, &l, 1, left, run, 0xFFFF, to, step, plane);
+            else if (places)
+                run_in(m, &l, 1, left, run, lanes, to, step, plane);
+            else if (lanes == 0xFFFF)
+                run_in(m, &l, 0, left, run, 0xFFFF, to, step, plane);
             else
-                run_in(m, rows, left, run, lanes, to, step, plane);
+                run_in(m, &l, 0, left, run, lanes, to, step, plane);
         }
         t += run;
     }
@@ -139,9 +152,8 @@ inlined void finish(bf16 *y, long at, long k, __m512 v, const epilogue *then, __
     store_some(y + at, v, lanes);
 }
 
-/* One tile of the output, 16 channels, from its points, `plane` apart. */
-inlined void tile_out(const float *from, long plane, bf16 *y, long at, long row, long K, int right, int below, long channel,
-                      const epilogue *then, __mmask16 lanes) {
+/* The sums of one tile, 16 channels, from its points, `plane` apart: at the upper left, the upper right, the lower left, the lower right. */
+inlined void sums_of(const float *from, long plane, __m512 sums[4]) {
     __m512 a[4], b[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
@@ -150,10 +162,47 @@ inlined void tile_out(const float *from, long plane, bf16 *y, long at, long row,
         a[j] = add(add(p0, p1), p2);
         b[j] = sub(sub(p1, p2), p3);
     }
-    finish(y, at, channel, add(add(a[0], a[1]), a[2]), then, lanes);
-    if (right) finish(y, at + K, channel, sub(sub(a[1], a[2]), a[3]), then, lanes);
-    if (below) finish(y, at + row, channel, add(add(b[0], b[1]), b[2]), then, lanes);
-    if (below && right) finish(y, at + row + K, channel, sub(sub(b[1], b[2]), b[3]), then, lanes);
+    sums[0] = add(add(a[0], a[1]), a[2]);
+    sums[1] = sub(sub(a[1], a[2]), a[3]);
+    sums[2] = add(add(b[0], b[1]), b[2]);
+    sums[3] = sub(sub(b[1], b[2]), b[3]);
+}
+
+/* One tile of the output. */
+inlined void tile_out(const float *from, long plane, bf16 *y, long at, long row, long K, int right, int below, long channel,
+                      const epilogue *then, __mmask16 lanes) {
+    __m512 v[4];
+    sums_of(from, plane, v);
+    finish(y, at, channel, v[0], then, lanes);
+    if (right) finish(y, at + K, channel, v[1], then, lanes);
+    if (below) finish(y, at + row, channel, v[2], then, lanes);
+    if (below && right) finish(y, at + row + K, channel, v[3], then, lanes);
+}
+
+/* The maximum of one tile, and its place. They are compared as they would be stored; the first of equals counts, and what is no number is
+   greater than any number. */
+inlined void maximum_out(const float *from, long plane, bf16 *y, uint8_t *places, __mmask16 lanes) {
+    __m512 v[4], best;
+    __m512i place = _mm512_setzero_si512();
+    sums_of(from, plane, v);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        v[i] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v[i])), 16));
+        __mmask16 more = i ? _mm512_cmp_ps_mask(v[i], best, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v[i], v[i], _CMP_UNORD_Q) : 0xFFFF;
+        best = i ? _mm512_mask_mov_ps(best, more, v[i]) : v[i];
+        place = _mm512_mask_mov_epi32(place, more, _mm512_set1_epi32(i));
+    }
+    store_some(y, best, lanes);
+    _mm_mask_storeu_epi8(places, lanes, _mm512_cvtepi32_epi8(place));
+}
+
+static void maxima_out(const map *m, const float *in, long plane, long first, long last, bf16 *y, uint8_t *places, long k, int vectors) {
+    long K = m->channels;
+    for (long t = first; t < last; t++)
+        for (int v = 0; v < vectors; v++) {
+            long at = t * K + k + v * LANES;
+            maximum_out(in + ((t - first) * vectors + v) * LANES, plane, y + at, places + at, lanes_of(K, k + v * LANES));
+        }
 }
 
 /* Channels k, k + 1, .. (16 * vectors of them) of the output's tiles first .. last, from products [POINTS], `plane` apart, of
@@ -236,10 +285,12 @@ void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K,
 }
 
 /* y [images, height, width, K] of x [images, height, width, C] and u as `winograd_weights` gives it, then bias [K], beside (as y) and
-   ReLU where they are given. Returns 0, or 1 if there is no memory. */
-int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, const float *bias, const bf16 *beside, int relu, long images,
-                      long height, long width, long C, long K) {
-    map in = map_of(images, height, width, C), out = map_of(images, height, width, K);
+   ReLU where they are given. With `from`, x is [images, height / 2, width / 2, C]: maxima of 2x2 windows that lay at the places `from`, and all
+   else is zero. With `to` the maxima of 2x2 windows are taken: y and `to`, their places, are [images, height / 2, width / 2, K]. Returns 0, or 1
+   if there is no memory. */
+int winograd_convolve(const bf16 *restrict x, const uint8_t *restrict from, const bf16 *restrict u, bf16 *y, uint8_t *restrict to,
+                      const float *bias, const bf16 *beside, int relu, long images, long height, long width, long C, long K) {
+    map in = map_of(images, height, width, C, to != NULL), out = map_of(images, height, width, K, to != NULL);
     epilogue then = {bias, beside, relu};
     long inputs = filled(C), outputs = filled(K), widest = width_of(outputs, 0), threads = omp_get_max_threads();
     long block = SCRATCH / (POINTS * (2 * inputs + 4 * widest) * ROWS) * ROWS;
@@ -260,12 +311,15 @@ int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, c
             if (failed) continue;
             long first = b * block, last = first + block < in.tiles ? first + block : in.tiles;
             if (first >= last) continue;
-            tiles_in(&in, x, first, last, tiles, left);
+            tiles_in(&in, x, from, first, last, tiles, left);
             for (long k = 0; k < K; k += PANEL * LANES) {
                 int vectors = (int)(width_of(outputs, k / (PANEL * LANES)) / LANES);
                 for (int p = 0; p < POINTS; p++)
                     products(tiles + p * left, inputs, u + (p * outputs + k) * inputs, sums + p * right, last - first, inputs / 2, vectors);
-                tiles_out(&out, sums, right, first, last, y, k, vectors, bias || beside || relu ? &then : NULL);
+                if (to)
+                    maxima_out(&out, sums, right, first, last, y, to, k, vectors);
+                else
+                    tiles_out(&out, sums, right, first, last, y, k, vectors, bias || beside || relu ? &then : NULL);
             }
         }
         free(tiles);
@@ -278,14 +332,13 @@ int winograd_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, c
 
 /* B' d B of one tile, 16 channels from c on; zero for no tile. */
 inlined void tile_of_input(const map *m, const bf16 *x, long t, long last, long c, __mmask16 lanes, __m512 v[POINTS]) {
-    const bf16 *rows[4];
     __m512 k[4][4];
     if (t >= last) {
         for (int p = 0; p < POINTS; p++) v[p] = _mm512_setzero_ps();
         return;
     }
-    rows_of(m, x, t / m->across, c, rows);
-    for (int j = 0; j < 4; j++) column(m, rows, 2 * (t % m->across) - 1 + j, lanes, k[j]);
+    lines l = lines_of(m, x, NULL, t / m->across, c);
+    for (int j = 0; j < 4; j++) column(m, &l, 0, 2 * (t % m->across) - 1 + j, lanes, k[j]);
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
         v[4 * r + 0] = sub(k[0][r], k[2][r]);
@@ -295,18 +348,26 @@ inlined void tile_of_input(const map *m, const bf16 *x, long t, long last, long 
     }
 }
 
-/* A dY A' of one tile, 16 channels from k on; zero for no tile. */
-inlined void tile_of_gradient(const map *m, const bf16 *dy, long t, long last, long k, __mmask16 lanes, __m512 v[POINTS]) {
+/* A dY A' of one tile, 16 channels from k on; zero for no tile. With `places` dy is that of maxima which lay there. */
+inlined void tile_of_gradient(const map *m, const bf16 *dy, const uint8_t *places, long t, long last, long k, __mmask16 lanes, __m512 v[POINTS]) {
     const __m512 zero = _mm512_setzero_ps();
     if (t >= last) {
         for (int p = 0; p < POINTS; p++) v[p] = zero;
         return;
     }
     long row = t / m->across, tx = t % m->across, n = row / m->down, ty = row % m->down, K = m->channels;
-    const bf16 *at = dy + ((n * m->height + 2 * ty) * m->width + 2 * tx) * K + k;
-    int below = 2 * ty + 1 < m->height, right = 2 * tx + 1 < m->width;
-    __m512 d00 = load_some(at, lanes), d01 = right ? load_some(at + K, lanes) : zero, d10 = below ? load_some(at + m->width * K, lanes) : zero,
-           d11 = below && right ? load_some(at + (m->width + 1) * K, lanes) : zero;
+    __m512 d00, d01, d10, d11;
+    if (places) {
+        __m512 d = load_some(dy + t * K + k, lanes);
+        const uint8_t *at = places + t * K + k;
+        d00 = _mm512_maskz_mov_ps(placed(at, 0, lanes), d), d01 = _mm512_maskz_mov_ps(placed(at, 1, lanes), d);
+        d10 = _mm512_maskz_mov_ps(placed(at, 2, lanes), d), d11 = _mm512_maskz_mov_ps(placed(at, 3, lanes), d);
+    } else {
+        const bf16 *at = dy + ((n * m->height + 2 * ty) * m->width + 2 * tx) * K + k;
+        int below = 2 * ty + 1 < m->height, right = 2 * tx + 1 < m->width;
+        d00 = load_some(at, lanes), d01 = right ? load_some(at + K, lanes) : zero;
+        d10 = below ? load_some(at + m->width * K, lanes) : zero, d11 = below && right ? load_some(at + (m->width + 1) * K, lanes) : zero;
+    }
     __m512 h[4][2] = {{d00, d01}, {add(d00, d10), add(d01, d11)}, {sub(d00, d10), sub(d01, d11)}, {sub(zero, d10), sub(zero, d11)}};
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
@@ -325,20 +386,21 @@ inlined void pair_of_input(const map *m, const bf16 *x, long t, long last, long 
     for (int p = 0; p < POINTS; p++) store_pairs(to + p * plane, even[p], odd[p]);
 }
 
-inlined void pair_of_gradient(const map *m, const bf16 *dy, long t, long last, long k, __mmask16 lanes, bf16 *to, long plane) {
+inlined void pair_of_gradient(const map *m, const bf16 *dy, const uint8_t *places, long t, long last, long k, __mmask16 lanes, bf16 *to, long plane) {
     __m512 even[POINTS], odd[POINTS];
-    tile_of_gradient(m, dy, t, last, k, lanes, even);
-    tile_of_gradient(m, dy, t + 1, last, k, lanes, odd);
+    tile_of_gradient(m, dy, places, t, last, k, lanes, even);
+    tile_of_gradient(m, dy, places, t + 1, last, k, lanes, odd);
     for (int p = 0; p < POINTS; p++) store_pairs(to + p * plane, even[p], odd[p]);
 }
 
-/* dw [K, 3, 3, C] of x [images, height, width, C] and dy [images, height, width, K]. Returns 0, or 1 if there is no memory.
+/* dw [K, 3, 3, C] of x [images, height, width, C] and dy [images, height, width, K]; with `places`, of maxima of 2x2 windows that lay there,
+   [images, height / 2, width / 2, K]. Returns 0, or 1 if there is no memory.
 
    A chunk of tiles is transformed, [POINTS][channels / 16][pairs of tiles][16][2], then each point's product is added to its sums,
    [POINTS][K'][C'], which one thread does for the rows that are its own. */
-int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *restrict dw, long images, long height, long width, long C,
+int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, const uint8_t *restrict places, float *restrict dw, long images, long height, long width, long C,
                       long K) {
-    map in = map_of(images, height, width, C), out = map_of(images, height, width, K);
+    map in = map_of(images, height, width, C, places != NULL), out = map_of(images, height, width, K, places != NULL);
     long inputs = filled(C), outputs = filled(K), size = inputs * outputs;
     long half = CHUNK / (POINTS * 2 * (inputs + outputs)) / (2 * DEPTH) * DEPTH;
     half = half < DEPTH ? DEPTH : half;
@@ -358,10 +420,14 @@ int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *re
                 long t = first + 2 * i;
                 for (long k = 0; k < K; k += LANES) {
                     bf16 *to = gradient + k / LANES * group + i * 2 * LANES;
-                    if (K - k >= LANES)
-                        pair_of_gradient(&out, dy, t, last, k, 0xFFFF, to, left);
+                    if (places && K - k >= LANES)
+                        pair_of_gradient(&out, dy, places, t, last, k, 0xFFFF, to, left);
+                    else if (places)
+                        pair_of_gradient(&out, dy, places, t, last, k, lanes_of(K, k), to, left);
+                    else if (K - k >= LANES)
+                        pair_of_gradient(&out, dy, NULL, t, last, k, 0xFFFF, to, left);
                     else
-                        pair_of_gradient(&out, dy, t, last, k, lanes_of(K, k), to, left);
+                        pair_of_gradient(&out, dy, NULL, t, last, k, lanes_of(K, k), to, left);
                 }
                 for (long c = 0; c < C; c += LANES) {
                     bf16 *to = tiles + c / LANES * group + i * 2 * LANES;

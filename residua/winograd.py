@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from residua import native
 
-__all__ = ["convolved", "obstacle", "packed", "pays", "preferred", "suits", "weight_gradient"]
+__all__ = ["convolved", "convolved_maxima", "maxima", "obstacle", "packed", "pays", "preferred", "suits", "weight_gradient"]
 
 _SOURCE = "winograd.c"
 LEAST_CHANNELS = 16
@@ -47,8 +47,8 @@ def _library() -> ctypes.CDLL:
     pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     library.winograd_weights.argtypes = [pointer, pointer, number, number, flag]
     library.winograd_weights.restype = None
-    library.winograd_convolve.argtypes = [pointer] * 5 + [flag] + [number] * 5
-    library.winograd_gradient.argtypes = [pointer] * 3 + [number] * 5
+    library.winograd_convolve.argtypes = [pointer] * 7 + [flag] + [number] * 5
+    library.winograd_gradient.argtypes = [pointer] * 4 + [number] * 5
     return library
 
 
@@ -101,20 +101,65 @@ def convolved(
     if out is None:
         out = torch.empty((images, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     failed = _library().winograd_convolve(
-        x.data_ptr(), u.data_ptr(), out.data_ptr(), None if bias is None else bias.data_ptr(),
+        x.data_ptr(), None, u.data_ptr(), out.data_ptr(), None, None if bias is None else bias.data_ptr(),
         None if beside is None else beside.data_ptr(), relu, images, height, width, inputs, outputs,
     )  # fmt: skip
+    return _whole(failed, out)
+
+
+def _whole(failed: int, found: Tensor) -> Tensor:
     if failed:
         raise MemoryError("no memory for the tiles of a convolution")
-    return out
+    return found
 
 
-def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor) -> Tensor:
-    """That of weights [K, C, 3, 3], in float32, from x [N, C, H, W] and the gradient of the result [N, K, H, W], both in bf16."""
+def maxima(x: Tensor, u: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    """The maxima of conv(x) in windows of 2 x 2, in bf16, and their places in these (0 to 3, row by row; uint8):
+    x [N, C, H, W] -> twice [N, `outputs`, H // 2, W // 2].
+
+    As `residua.kernels.Pool` of `convolved`, to the bit; but a tile of the output is a window, so that what is in no window is
+    not computed, and the result of the convolution is not written.
+    """
+    images, inputs, height, width = x.shape
+    shape = (images, outputs, height // 2, width // 2)
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    places = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+    failed = _library().winograd_convolve(
+        x.data_ptr(),
+        None,
+        u.data_ptr(),
+        y.data_ptr(),
+        places.data_ptr(),
+        None,
+        None,
+        False,
+        images,
+        height,
+        width,
+        inputs,
+        outputs,
+    )
+    return _whole(failed, y), places
+
+
+def convolved_maxima(dy: Tensor, places: Tensor, u: Tensor, outputs: int, sides: tuple[int, int]) -> Tensor:
+    """conv of the map [N, K, *`sides`] that is dy [N, K, H // 2, W // 2] at the `places` of its windows and zero elsewhere: with
+    weights packed for `backward`, the gradient of the input for `maxima`. [N, `outputs`, *`sides`] in bf16."""
+    images, inputs, _, _ = dy.shape
+    found = torch.empty((images, outputs, *sides), dtype=dy.dtype, memory_format=torch.channels_last)
+    failed = _library().winograd_convolve(
+        dy.data_ptr(), places.data_ptr(), u.data_ptr(), found.data_ptr(), None, None, None, False, images, *sides, inputs, outputs
+    )
+    return _whole(failed, found)
+
+
+def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, *, places: Tensor | None = None) -> Tensor:
+    """That of weights [K, C, 3, 3], in float32, from x [N, C, H, W] and the gradient of the result [N, K, H, W], both in bf16, or
+    that of its `maxima`, with their places."""
     images, inputs, height, width = x.shape
     found = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.channels_last)
-    if _library().winograd_gradient(
-        x.data_ptr(), dy.data_ptr(), found.data_ptr(), images, height, width, inputs, dy.shape[1]
-    ):  # fmt: skip
-        raise MemoryError("no memory for the gradient of a convolution")
-    return found
+    failed = _library().winograd_gradient(
+        x.data_ptr(), dy.data_ptr(), None if places is None else places.data_ptr(), found.data_ptr(), images, height, width,
+        inputs, dy.shape[1],
+    )  # fmt: skip
+    return _whole(failed, found)

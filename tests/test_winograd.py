@@ -15,7 +15,7 @@ from trainings import final_bytes, stopped, train, write_images
 from residua import convolving, native, plan, winograd
 from residua.errors import RequestError
 from residua.infer import prepared
-from residua.kernels import FusedUnit, fused
+from residua.kernels import FusedUnit, Pool, fused
 from residua.models import create_model
 from residua.packed import WinogradConvolution
 
@@ -130,6 +130,97 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads_or_images_beside() -> 
         assert all(torch.equal(one, other) for one, other in zip(found[0], others))
     alone = winograd.convolved(x[4:5], winograd.packed(weight), 96)
     assert torch.equal(alone, found[0][0][4:5])
+
+
+def pooled(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """The maxima of windows of 2 x 2 and, of their gradient, that of x."""
+    start = x.clone().requires_grad_()
+    y = Pool(nn.MaxPool2d(2))(start)
+    return y.detach(), torch.autograd.grad(y, start, dy)[0]
+
+
+@here
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if min(shape[3:]) > 1], ids=str)
+def test_maxima_and_their_gradients_are_those_of_the_convolution_and_the_pooling(shape: tuple[int, ...]) -> None:
+    images, inputs, outputs, height, width = shape
+    x, weight = made(images, inputs, height, width, seed=1), weights(outputs, inputs)
+    x[0, :, -1] = 0  # equals, of which the first counts
+    dy = made(images, outputs, height // 2, width // 2, seed=2)
+    u, turned = winograd.packed(weight), winograd.packed(weight, backward=True)
+    y, wide = pooled(winograd.convolved(x, u, outputs), dy)
+    found, places = winograd.maxima(x, u, outputs)
+    assert torch.equal(found, y)
+    dx = winograd.convolved_maxima(dy, places, turned, inputs, (height, width))
+    assert torch.equal(dx, winograd.convolved(wide, turned, inputs))
+    dweight = winograd.weight_gradient(x, dy, weight, places=places)
+    assert error(dweight, winograd.weight_gradient(x, wide, weight).double()) < 1e-5
+    whole = torch.randint(-3, 4, x.shape, generator=torch.Generator().manual_seed(3)).bfloat16()
+    whole = whole.contiguous(memory_format=torch.channels_last)
+    sparse = (4 * dy.round()).contiguous(memory_format=torch.channels_last)
+    _, exact = gradients(whole.double(), weight.double(), pooled_at(places, sparse, height, width).double())
+    assert torch.equal(winograd.weight_gradient(whole, sparse, weight, places=places), exact.float())
+
+
+def pooled_at(places: Tensor, dy: Tensor, height: int, width: int) -> Tensor:
+    """The map that is dy at the places of its windows and zero elsewhere."""
+    found = torch.zeros(*dy.shape[:2], height, width)
+    for place in range(4):
+        target = found[:, :, place // 2 : height // 2 * 2 : 2, place % 2 : width // 2 * 2 : 2]
+        target.copy_(dy * (places == place))
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+@here
+def test_the_maximum_of_what_is_no_number_is_none() -> None:
+    x, u = made(2, 32, 9, 9, seed=1), winograd.packed(weights(48, 32))
+    x[1, 3, 4, 5] = torch.nan
+    full = winograd.convolved(x, u, 48)
+    y, places = winograd.maxima(x, u, 48)
+    assert torch.equal(y.nan_to_num(7.0), Pool(nn.MaxPool2d(2))(full).nan_to_num(7.0))
+    assert y.isnan().any()
+    at = pooled_at(places, torch.ones_like(y), 9, 9).bool()
+    assert full[at].isnan().sum() == y.isnan().sum()
+
+
+@here
+@pytest.mark.parametrize("needs", [True, False])
+def test_a_convolution_and_its_pooling_are_one_layer(needs: bool) -> None:
+    torch.manual_seed(0)
+    chain = nn.Sequential(nn.Conv2d(32, 48, 3, padding=1, bias=False), nn.MaxPool2d(2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    exact = copy.deepcopy(chain).double()
+    twin = fused(chain, own_convolutions=True)
+    assert [type(layer) for layer in twin.children()] == [convolving.PooledConvolution]
+    x, dy = made(4, 32, 15, 15, seed=1), made(4, 48, 7, 7, seed=2)
+    ours, theirs = x.clone().requires_grad_(needs), x.double().requires_grad_(needs)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = twin(ours)
+    assert "_MaximaBackward" in nodes(y)
+    y.backward(dy)
+    exact(theirs).backward(dy.double())
+    wanted = exact[0].weight.grad
+    assert chain[0].weight.grad is not None
+    assert wanted is not None
+    assert error(chain[0].weight.grad, wanted) < 0.1, "rounding decides between maxima that are near to one another"  # type: ignore[arg-type]
+    assert (ours.grad is None) is not needs
+    if theirs.grad is not None and ours.grad is not None:
+        assert error(ours.grad, theirs.grad) < 0.15
+    plain = x.float().requires_grad_()
+    torch.testing.assert_close(twin(plain), chain(plain))
+
+
+def test_other_poolings_are_layers_of_their_own() -> None:
+    conv = nn.Conv2d(32, 48, 3, padding=1, bias=False)
+    others = [
+        nn.MaxPool2d(3, 2),
+        nn.MaxPool2d(2, 1),
+        nn.MaxPool2d(2, padding=1),
+        nn.MaxPool2d(2, ceil_mode=True),
+        nn.AvgPool2d(2),
+        None,
+    ]
+    assert not any(convolving.pools(conv, other) for other in others)
+    assert not convolving.pools(nn.Conv2d(32, 48, 3, padding=1), nn.MaxPool2d(2)), "it has a bias"
+    assert convolving.pools(conv, nn.MaxPool2d((2, 2)))
 
 
 @here
