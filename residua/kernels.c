@@ -1,6 +1,8 @@
 /* Batch normalisation with what stands round it, in as few passes over memory as the statistics allow:
 
-     y  = relu(scale * x + shift [+ h])          scale = weight / sqrt(variance + eps), shift = bias - mean * scale
+     y  = f(scale * x + shift [+ h])          scale = weight / sqrt(variance + eps), shift = bias - mean * scale
+
+   with f nothing, ReLU or GELU.
 
    Maps are [rows, channels] in channels-last order, of one type (bfloat16 with -DBFLOAT16, else float); all arithmetic is in float, and
    sums over rows are taken block by block in float and over the blocks in double. The blocks depend on the shape alone, so the results do
@@ -33,6 +35,34 @@ typedef float stored;
 static inline float load(stored v) { return v; }
 static inline stored rounded(float v) { return v; }
 #endif
+
+enum { NONE, RELU, GELU }; /* what f is */
+
+/* The normal distribution Phi(v), and its density: Phi by Abramowitz and Stegun 7.1.26 (less than 1e-7 away), exp(-v^2 / 2) by a power of 2 and a
+   polynomial (relative error below 1e-7). NaN gives NaN. */
+static inline float normal(float v, float *density) {
+    const float a1 = 0.254829592f, a2 = -0.284496736f, a3 = 1.421413741f, a4 = -1.453152027f, a5 = 1.061405429f;
+    float u = 0.5f * v * v, z = fabsf(v) * 0.70710678f;
+    u = u > 87 ? 87 : u;
+    float n = rintf(-1.44269504f * u), r = -u - n * 0.693359375f + n * 2.12194440e-4f;
+    float e = 1 + r * (1 + r * (0.5f + r * (0.16666667f + r * (0.041666655f + r * (0.0083333310f + r * 0.0013888397f)))));
+    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    e *= power;
+    float t = 1 / (1 + 0.3275911f * z);
+    float tail = 0.5f * e * t * (a1 + t * (a2 + t * (a3 + t * (a4 + t * a5))));
+    *density = 0.39894228f * e;
+    return v < 0 ? tail : 1 - tail;
+}
+static inline float gelu(float v) {
+    float density;
+    return v * normal(v, &density);
+}
+static inline float gelu_slope(float v) {
+    float density, below = normal(v, &density);
+    return below + v * density;
+}
 
 enum { WIDE = 512, BLOCK = 65536 }; /* values: of a wide row, about, and of a block, about */
 
@@ -91,7 +121,7 @@ enum { RUNNING, BATCH, GIVEN };
 
 int norm_forward(const stored *restrict x, const stored *restrict h, stored *restrict y, const float *weight, const float *bias,
                  float *running_mean, float *running_var, float *mean, float *invstd, long rows, long channels, float eps,
-                 float momentum, int relu, int statistics) {
+                 float momentum, int activation, int statistics) {
     shape s = shape_of(rows, channels);
     float *scale = malloc(3 * s.wide * sizeof(float)), *shift = scale ? scale + s.wide : 0, *pivot = scale ? shift + s.wide : 0;
     double *parts = malloc(2 * (s.blocks + 1) * channels * sizeof(double)), *sums = parts + 2 * s.blocks * channels;
@@ -139,14 +169,18 @@ int norm_forward(const stored *restrict x, const stored *restrict h, stored *res
                 long n = (end - i < s.repeat ? end - i : s.repeat) * channels;
                 const stored *restrict in = x + i * channels, *restrict side = h + (h ? i * channels : 0);
                 stored *restrict out = y + i * channels;
-                if (h && relu)
+                if (activation == GELU && h)
+                    for (long j = 0; j < n; j++) out[j] = rounded(gelu(load(in[j]) * scale[j] + shift[j] + load(side[j])));
+                else if (activation == GELU)
+                    for (long j = 0; j < n; j++) out[j] = rounded(gelu(load(in[j]) * scale[j] + shift[j]));
+                else if (h && activation == RELU)
                     for (long j = 0; j < n; j++) {
                         float v = load(in[j]) * scale[j] + shift[j] + load(side[j]);
                         out[j] = rounded(v < 0 ? 0 : v);
                     }
                 else if (h)
                     for (long j = 0; j < n; j++) out[j] = rounded(load(in[j]) * scale[j] + shift[j] + load(side[j]));
-                else if (relu)
+                else if (activation == RELU)
                     for (long j = 0; j < n; j++) {
                         float v = load(in[j]) * scale[j] + shift[j];
                         out[j] = rounded(v < 0 ? 0 : v);
@@ -161,37 +195,43 @@ int norm_forward(const stored *restrict x, const stored *restrict h, stored *res
     return failed;
 }
 
-/* One block of the first backward pass: the sums of dz and of dz (x - mean), dz being dy where the ReLU was open. The ReLU's state comes from
-   y where an addition stood before it (then dz is also written to dh), and from x where none did. */
-static void gradient_sums(const shape *s, const stored *restrict dy, const stored *restrict x, const stored *restrict y,
+/* One block of the first backward pass: the sums of dz and of dz (x - mean), dz being dy where the ReLU was open, or dy times the slope of GELU.
+   The ReLU's state comes from y where an addition stood before it (then dz is also written to dh), and from x where none did. GELU's argument is
+   made again from x and h, which may be NULL, and dz is written to dh. */
+static void gradient_sums(const shape *s, const stored *restrict dy, const stored *restrict x, const stored *restrict y, const stored *restrict h,
                           stored *restrict dh, long count, const float *restrict mean, const float *restrict scale,
-                          const float *restrict shift, int relu, float *restrict first, float *restrict second) {
-#define EACH(OPEN, WRITE)                                                     \
+                          const float *restrict shift, int activation, float *restrict first, float *restrict second) {
+#define EACH(GRADIENT, WRITE)                                                     \
     for (long i = 0; i < count; i += s->wide) {                               \
         long n = count - i < s->wide ? count - i : s->wide;                   \
         for (long j = 0; j < n; j++) {                                        \
-            float v = load(x[i + j]), g = (OPEN) ? load(dy[i + j]) : 0;       \
+            float v = load(x[i + j]), g = load(dy[i + j]);                    \
+            g = GRADIENT;                                                     \
             WRITE;                                                            \
             first[j] += g;                                                    \
             second[j] += g * (v - mean[j]);                                   \
         }                                                                     \
     }
     if (y) {
-        EACH(!(load(y[i + j]) <= 0), dh[i + j] = rounded(g))
-    } else if (relu) {
-        EACH(!(v * scale[j] + shift[j] <= 0), )
+        EACH(load(y[i + j]) <= 0 ? 0 : g, dh[i + j] = rounded(g))
+    } else if (activation == GELU && h) {
+        EACH(g * gelu_slope(v * scale[j] + shift[j] + load(h[i + j])), dh[i + j] = rounded(g))
+    } else if (activation == GELU) {
+        EACH(g * gelu_slope(v * scale[j] + shift[j]), dh[i + j] = rounded(g))
+    } else if (activation == RELU) {
+        EACH(v * scale[j] + shift[j] <= 0 ? 0 : g, )
     } else {
-        EACH(1, )
+        EACH(g, )
     }
 #undef EACH
 }
 
-/* Backward. y and dh are NULL unless a ReLU follows an addition; then dh [rows, channels] receives the gradient of h. dx, dweight, dbias receive
-   theirs; `past`, unless it is NULL, is added to dx: the gradient of what goes past the normalisation, its rows `step` values apart. Returns 0, or
+/* Backward. y and dh are NULL unless a ReLU follows an addition, or GELU, to which h is given in place of y, or NULL; then dh [rows, channels]
+   receives the gradient of h, or what would be that. dx, dweight, dbias receive theirs; `past`, unless it is NULL, is added to dx: the gradient of what goes past the normalisation, its rows `step` values apart. Returns 0, or
    1 if there is no memory. */
-int norm_backward(const stored *restrict dy, const stored *restrict x, const stored *restrict y, stored *restrict dh,
-                  stored *restrict dx, const stored *restrict past, long step, const float *weight, const float *bias, const float *mean, const float *invstd,
-                  float *dweight, float *dbias, long rows, long channels, int relu, int training) {
+int norm_backward(const stored *restrict dy, const stored *restrict x, const stored *restrict y, const stored *restrict h,
+                  stored *restrict dh, stored *restrict dx, const stored *restrict past, long step, const float *weight, const float *bias, const float *mean, const float *invstd,
+                  float *dweight, float *dbias, long rows, long channels, int activation, int training) {
     shape s = shape_of(rows, channels);
     float *scale = malloc(5 * s.wide * sizeof(float));
     double *parts = malloc(2 * (s.blocks + 1) * channels * sizeof(double)), *sums = parts + 2 * s.blocks * channels;
@@ -214,7 +254,7 @@ int norm_backward(const stored *restrict dy, const stored *restrict x, const sto
                 failed |= 1;
                 continue;
             }
-            gradient_sums(&s, dy + at, x + at, y ? y + at : 0, dh ? dh + at : 0, (end - start) * channels, centre, scale, shift, relu,
+            gradient_sums(&s, dy + at, x + at, y ? y + at : 0, h ? h + at : 0, dh ? dh + at : 0, (end - start) * channels, centre, scale, shift, activation,
                           first, first + s.wide);
             fold(&s, first, parts + 2 * b * channels);
             fold(&s, first + s.wide, parts + (2 * b + 1) * channels);
@@ -233,7 +273,7 @@ int norm_backward(const stored *restrict dy, const stored *restrict x, const sto
     }
     if (!failed) {
         const stored *restrict gradient = dh ? dh : dy;
-        int masked = relu && !dh;
+        int masked = activation == RELU && !dh;
         spread(&s, slope);
         spread(&s, offset);
 #pragma omp parallel for schedule(static)

@@ -1,4 +1,4 @@
-"""The unit, fused: batch normalisation with the ReLU and the addition that follow it, in few passes over memory. Layer 2.
+"""The unit, fused: batch normalisation with the activation and the addition that follow it, in few passes over memory. Layer 2.
 
 On a CPU a training step spends a third of its time outside the convolutions, moving maps to and from memory: normalisation,
 ReLU and addition, each with a pass of its own. Here a normalisation with what follows it takes two passes forward (statistics,
@@ -30,11 +30,12 @@ from residua import convolving, native, pointwise, sparing
 from residua.network import Network
 from residua.shortcuts import ZeroPad
 from residua.sparing import SparingStage
-from residua.unit import Add, Concat, Unit
+from residua.unit import Add, BranchOnly, Concat, Unit
 
 __all__ = ["FusedNorm", "FusedUnit", "NormConvolution", "Pool", "PreUnit", "available", "fused", "obstacle", "spared"]
 
 _SOURCE = "kernels.c"
+NONE, RELU, GELU = range(3)  # what follows a normalisation and an addition, as in kernels.c
 _RUNNING, _BATCH, _GIVEN = range(3)  # where the statistics come from, as in kernels.c
 NARROW = 128
 """Results of a 1x1 convolution with more channels are so wide that the gradient of what stands before it is better kept between
@@ -67,26 +68,27 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL:
     library = native.library(_SOURCE, _MACROS[dtype])
     pointer, number, real, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     library.norm_forward.argtypes = [pointer] * 9 + [number, number, real, real, flag, flag]
-    library.norm_backward.argtypes = [pointer] * 6 + [number] + [pointer] * 6 + [number, number, flag, flag]
+    library.norm_backward.argtypes = [pointer] * 7 + [number] + [pointer] * 6 + [number, number, flag, flag]
     library.pool_forward.argtypes = library.pool_backward.argtypes = [pointer] * 3 + [ctypes.POINTER(_Windows)]
     library.pool_forward.restype = library.pool_backward.restype = None
     return library
 
 
 class _Normalized(torch.autograd.Function):
-    """relu(norm(x) + h) or any part of it; x and h of one shape and type, dense in channels-last order."""
+    """activation(norm(x) + h) or any part of it; x and h of one shape and type, dense in channels-last order."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool, training: bool
+        ctx: Any, x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, activation: int, training: bool
     ) -> Tensor:
         mean, invstd = torch.empty_like(weight), torch.empty_like(weight)
-        y = _normalized(x, h, weight, bias, mean, invstd, relu, norm, _BATCH if training else _RUNNING)
+        y = _normalized(x, h, weight, bias, mean, invstd, activation, norm, _BATCH if training else _RUNNING)
         if training and (spared := sparing.current()) is not None:
-            plain = weight.detach(), bias.detach(), mean, invstd, relu  # weights change only after they were used again
+            plain = weight.detach(), bias.detach(), mean, invstd, activation  # weights change only after they were used again
             spared.norm(y, x, h, lambda x, h: _normalized(x, h, *plain))
-        ctx.relu, ctx.training, ctx.added = relu, training, h is not None
-        ctx.save_for_backward(x, weight, bias, mean, invstd, *([y] if relu and h is not None else []))
+        ctx.activation, ctx.training, ctx.added = activation, training, h is not None
+        beside = [] if h is None or activation == NONE else [h if activation == GELU else y]
+        ctx.save_for_backward(x, weight, bias, mean, invstd, *beside)
         return y
 
     @staticmethod
@@ -97,14 +99,14 @@ class _Normalized(torch.autograd.Function):
 
 
 class _Forked(torch.autograd.Function):
-    """relu(norm(x)), and x once more for what goes past it: the gradient of both is summed as it is made."""
+    """activation(norm(x)), and x once more for what goes past it: the gradient of both is summed as it is made."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool, training: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, activation: int, training: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        y: Tensor = _Normalized.forward(ctx, x, None, weight, bias, norm, relu, training)
+        y: Tensor = _Normalized.forward(ctx, x, None, weight, bias, norm, activation, training)
         return y, x.view_as(x)
 
     @staticmethod
@@ -122,7 +124,7 @@ def _gradients(ctx: Any, dy: Tensor, past: Tensor | None) -> tuple[Tensor, Tenso
     dy = convolving.laid_out_like(dy, x)
     past = None if past is None else _in_rows(past, x)
     return _norm_gradients(
-        dy, x, pointwise.Norm(weight, bias, mean, invstd), rest[0] if rest else None, past, ctx.relu, ctx.training
+        dy, x, pointwise.Norm(weight, bias, mean, invstd), rest[0] if rest else None, past, ctx.activation, ctx.training
     )
 
 
@@ -132,16 +134,18 @@ def _in_rows(past: Tensor, x: Tensor) -> Tensor:
 
 
 def _norm_gradients(
-    dy: Tensor, x: Tensor, norm: pointwise.Norm, y: Tensor | None, past: Tensor | None, relu: bool, training: bool
+    dy: Tensor, x: Tensor, norm: pointwise.Norm, beside: Tensor | None, past: Tensor | None, activation: int, training: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`beside`: the result where a ReLU follows an addition; what was added where GELU does."""
     weight, bias, mean, invstd = norm
-    dx, dh = torch.empty_like(x), torch.empty_like(x) if y is not None else None
+    y, h = (None, beside) if activation == GELU else (beside, None)
+    dx, dh = torch.empty_like(x), torch.empty_like(x) if activation == GELU or y is not None else None
     dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
     channels = x.shape[1]
     failed = _library(x.dtype).norm_backward(
-        dy.data_ptr(), x.data_ptr(), _address(y), _address(dh), dx.data_ptr(), _address(past), pointwise.step_of(past),
-        weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(),
-        x.numel() // channels, channels, relu, training,
+        dy.data_ptr(), x.data_ptr(), _address(y), _address(h), _address(dh), dx.data_ptr(), _address(past),
+        pointwise.step_of(past), weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(),
+        dbias.data_ptr(), x.numel() // channels, channels, activation, training,
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the gradient of a normalisation")
@@ -149,17 +153,17 @@ def _norm_gradients(
 
 
 def _normalized(
-    x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, relu: bool,
+    x: Tensor, h: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, activation: int,
     norm: nn.BatchNorm2d | None = None, statistics: int = _GIVEN,
 ) -> Tensor:  # fmt: skip
-    """relu(norm(x) + h) with the statistics in `mean` and `invstd`, or with those that `statistics` says, left there."""
+    """activation(norm(x) + h) with the statistics in `mean` and `invstd`, or with those that `statistics` says, left there."""
     y = torch.empty_like(x)
-    _normalize(x, h, y, weight, bias, mean, invstd, relu, norm, statistics)
+    _normalize(x, h, y, weight, bias, mean, invstd, activation, norm, statistics)
     return y
 
 
 def _normalize(
-    x: Tensor, h: Tensor | None, y: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, relu: bool,
+    x: Tensor, h: Tensor | None, y: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, invstd: Tensor, activation: int,
     norm: nn.BatchNorm2d | None, statistics: int,
 ) -> None:  # fmt: skip
     """Writes that to y; without y there are the statistics only."""
@@ -167,7 +171,7 @@ def _normalize(
     running = (None, None, 0.0, 0.0) if norm is None else (norm.running_mean, norm.running_var, norm.eps, norm.momentum)
     failed = _library(x.dtype).norm_forward(
         x.data_ptr(), _address(h), _address(y), weight.data_ptr(), bias.data_ptr(), _address(running[0]), _address(running[1]),
-        mean.data_ptr(), invstd.data_ptr(), x.numel() // channels, channels, running[2], running[3], relu, statistics,
+        mean.data_ptr(), invstd.data_ptr(), x.numel() // channels, channels, running[2], running[3], activation, statistics,
     )  # fmt: skip
     if failed:
         raise MemoryError("no memory for the statistics of a normalisation")
@@ -187,12 +191,21 @@ def _fits(norm: nn.BatchNorm2d, x: Tensor, h: Tensor | None) -> bool:
     )
 
 
-def _apply(norm: nn.BatchNorm2d, x: Tensor, h: Tensor | None, relu: bool) -> Tensor:
+def _activation(module: nn.Module) -> int | None:
+    """Which one the loops compute for it; None for another."""
+    if _hooked(module):
+        return None
+    if type(module) is nn.GELU:
+        return GELU if module.approximate == "none" else None
+    return {nn.Identity: NONE, nn.ReLU: RELU}.get(type(module))
+
+
+def _apply(norm: nn.BatchNorm2d, x: Tensor, h: Tensor | None, activation: int) -> Tensor:
     if not _fits(norm, x, h):
         y = norm(x) if h is None else h + norm(x)
-        return y.relu() if relu else y
+        return y if activation == NONE else y.relu() if activation == RELU else nn.functional.gelu(y)
     _count_batch(norm)
-    return _Normalized.apply(x, h, norm.weight, norm.bias, norm, relu, norm.training)
+    return _Normalized.apply(x, h, norm.weight, norm.bias, norm, activation, norm.training)
 
 
 def _count_batch(norm: nn.BatchNorm2d) -> None:
@@ -201,14 +214,14 @@ def _count_batch(norm: nn.BatchNorm2d) -> None:
 
 
 class FusedNorm(nn.Module):
-    """A batch norm and, with `relu`, the ReLU after it: [N, C, H, W] -> the same. Shares the layer `norm`."""
+    """A batch norm and the activation after it, if there is one: [N, C, H, W] -> the same. Shares the layer `norm`."""
 
-    def __init__(self, norm: nn.BatchNorm2d, relu: bool) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, activation: int) -> None:
         super().__init__()
-        self.norm, self.relu = norm, relu
+        self.norm, self.activation = norm, activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return _apply(self.norm, x, None, self.relu)
+        return _apply(self.norm, x, None, self.activation)
 
     def forked(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What it makes of x, and x for a shortcut, whose gradient the loops add to theirs."""
@@ -216,7 +229,7 @@ class FusedNorm(nn.Module):
         if not _fits(norm, x, None):
             return self(x), x
         _count_batch(norm)
-        y, past = _Forked.apply(x, norm.weight, norm.bias, norm, self.relu, norm.training)
+        y, past = _Forked.apply(x, norm.weight, norm.bias, norm, self.activation, norm.training)
         return y, past
 
 
@@ -231,7 +244,7 @@ class _NormConvolved(torch.autograd.Function):
     ) -> Any:  # fmt: skip
         ctx.set_materialize_grads(False)
         mean, invstd = torch.empty_like(weight), torch.empty_like(weight)
-        _normalize(x, None, None, weight, bias, mean, invstd, True, norm, _BATCH if training else _RUNNING)
+        _normalize(x, None, None, weight, bias, mean, invstd, RELU, norm, _BATCH if training else _RUNNING)
         used, plain, outputs = pointwise.Norm(weight.detach(), bias.detach(), mean, invstd), filters.detach(), len(filters)
         y = pointwise.convolved(x, pointwise.packed(plain), outputs, beside=beside, norm=used)
         if beside is None and not forked and (spared := sparing.current()) is not None:
@@ -254,7 +267,7 @@ class _NormConvolved(torch.autograd.Function):
             dx, dweight, dbias = pointwise.norm_gradient(dy, x, u, norm, past=past, training=ctx.training)
         else:
             da = pointwise.convolved(dy, u, x.shape[1])
-            dx, _, dweight, dbias = _norm_gradients(da, x, norm, None, past, True, ctx.training)
+            dx, _, dweight, dbias = _norm_gradients(da, x, norm, None, past, RELU, ctx.training)
         return dx, dweight, dbias, dfilters, dy if ctx.needs_input_grad[4] else None, None, None, None
 
 
@@ -352,15 +365,16 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class FusedUnit(nn.Module):
-    """A unit whose branch ends with the batch norm `norm` and whose merge adds: relu(shortcut(x) + norm(branch(x))).
+    """A unit whose branch ends with the batch norm `norm` and whose merge adds: activation(shortcut(x) + norm(branch(x))).
+    A plain one has no shortcut.
 
     Where x goes past the branch as it is and the branch begins with a convolution by loops of our own, that convolution adds up
     the two gradients of x. Where every other position of it goes past, the gradient of these is added where they are.
     """
 
-    def __init__(self, branch: nn.Module, norm: nn.BatchNorm2d, shortcut: nn.Module, relu: bool) -> None:
+    def __init__(self, branch: nn.Module, norm: nn.BatchNorm2d, shortcut: nn.Module | None, activation: int) -> None:
         super().__init__()
-        self.branch, self.norm, self.shortcut, self.relu = branch, norm, shortcut, relu
+        self.branch, self.norm, self.shortcut, self.activation = branch, norm, shortcut, activation
         first = _first(branch) if type(shortcut) is nn.Identity and not _hooked(shortcut) else None
         self.chain: list[Any] | None = None  # a list, for its layers are those of `branch`
         if isinstance(first, convolving.Convolution):
@@ -369,7 +383,7 @@ class FusedUnit(nn.Module):
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
         if extra or (self.chain is None and (self.subsampled is None or not native.laid_out(x))):
-            f, h = self.branch(x, *extra), self.shortcut(x)
+            f, h = self.branch(x, *extra), None if self.shortcut is None else self.shortcut(x)
         elif self.chain is None:
             assert self.subsampled is not None
             x, h = _Subsampled.apply(x, self.subsampled.stride, self.subsampled.extra)
@@ -379,7 +393,7 @@ class FusedUnit(nn.Module):
             f, h = first.forked(x)
             for layer in others:
                 f = layer(f)
-        return _apply(self.norm, f, h, self.relu)
+        return _apply(self.norm, f, h, self.activation)
 
 
 class _Subsampled(torch.autograd.Function):
@@ -450,7 +464,7 @@ def spared(network: Network) -> None:
 
 
 def _only_fused_units(stage: nn.Module) -> bool:
-    return isinstance(stage, nn.Sequential) and all(type(unit) is FusedUnit for unit in stage)
+    return isinstance(stage, nn.Sequential) and all(type(unit) is FusedUnit and unit.shortcut is not None for unit in stage)
 
 
 def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
@@ -463,27 +477,11 @@ def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
         assert isinstance(module, nn.Conv2d)
         return convolving.Convolution(module, loops)
     if isinstance(module, nn.BatchNorm2d):
-        return FusedNorm(module, relu=False) if _fusible(module) else module
-    if type(module) is Unit and type(module.merge) in (Add, Concat) and module.shortcut is not None and not _hooked(module.merge):
-        branch, norm = _without_last_norm(module.branch)
-        if (
-            type(module.merge) is Add
-            and norm is not None
-            and type(module.post) in (nn.ReLU, nn.Identity)
-            and not _hooked(module.post)
-        ):
-            return FusedUnit(
-                fused(branch, own_convolutions=own_convolutions),
-                norm,
-                fused(module.shortcut, own_convolutions=own_convolutions),
-                type(module.post) is nn.ReLU,
-            )
-        if type(module.shortcut) is nn.Identity and not _hooked(module.shortcut):
-            twin_branch = fused(module.branch, own_convolutions=own_convolutions)
-            layers = [*_chained(twin_branch)]
-            if len(layers) > 1 and type(layers[0]) in (FusedNorm, NormConvolution):
-                assert isinstance(module.merge, Add | Concat)
-                return PreUnit(twin_branch, fused(module.post, own_convolutions=own_convolutions), module.merge)
+        return FusedNorm(module, NONE) if _fusible(module) else module
+    if type(module) is Unit and not _hooked(module.merge):
+        twin_unit = _fused_unit(module, own_convolutions)
+        if twin_unit is not None:
+            return twin_unit
     if type(module) is nn.MaxPool2d and _poolable(module):
         return Pool(module)
     if not module._modules:
@@ -496,11 +494,12 @@ def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
         (name, child), *others = children
         following, conv = ([*(layer for _, layer in others[:2]), None, None] if chain else [None, None])[:2]
         taken, made = 1, cast(nn.Module | None, None)
-        if _fusible(child) and type(following) is nn.ReLU and not _hooked(following):
+        activation = None if following is None else _activation(following)
+        if _fusible(child) and activation in (RELU, GELU):
             assert isinstance(child, nn.BatchNorm2d)
-            before = FusedNorm(child, relu=True)
+            before = FusedNorm(child, activation)
             taken, made = 2, before
-            if own_convolutions and conv is not None and not _hooked(conv) and pointwise.suits(conv):
+            if own_convolutions and activation == RELU and conv is not None and not _hooked(conv) and pointwise.suits(conv):
                 assert isinstance(conv, nn.Conv2d)
                 taken, made = 3, NormConvolution(before, convolving.Convolution(conv, pointwise))
         elif child is not None:
@@ -516,6 +515,22 @@ def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
         twin._modules[name] = made
         children = children[taken:]
     return twin
+
+
+def _fused_unit(unit: Unit, own_convolutions: bool) -> nn.Module | None:
+    """A unit of which more is fused than its layers; None where there is nothing to fuse."""
+    (branch, norm), activation = _without_last_norm(unit.branch), _activation(unit.post)
+    merge, shortcut = unit.merge, unit.shortcut
+    adds, plain = type(merge) is Add and shortcut is not None, type(merge) is BranchOnly and shortcut is None
+    if norm is not None and activation is not None and (adds or (plain and activation != NONE)):
+        past = None if shortcut is None else fused(shortcut, own_convolutions=own_convolutions)
+        return FusedUnit(fused(branch, own_convolutions=own_convolutions), norm, past, activation)
+    if isinstance(merge, Add | Concat) and type(shortcut) is nn.Identity and not _hooked(shortcut):
+        twin_branch = fused(unit.branch, own_convolutions=own_convolutions)
+        layers = [*_chained(twin_branch)]
+        if len(layers) > 1 and type(layers[0]) in (FusedNorm, NormConvolution):
+            return PreUnit(twin_branch, fused(unit.post, own_convolutions=own_convolutions), merge)
+    return None
 
 
 def _fusible(module: nn.Module | None) -> bool:

@@ -32,7 +32,7 @@ _PARTS = {
     "fp32": "single precision",
     "bf16": "bfloat16 where autocast allows it, weights and sums in single precision",
     "channels_last": "the channels of a pixel side by side",
-    "fused": "normalisation, addition and ReLU in one loop each way, of our own",
+    "fused": "normalisation, addition and ReLU or GELU in one loop each way, of our own",
     "winograd": "convolutions of stride 1 in loops of our own: 3x3 with 2.25 times fewer multiplications, 1x1 with what stands "
     "before them",
     "model": "compiled as a whole",

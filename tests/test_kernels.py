@@ -33,9 +33,9 @@ NETWORKS = {
 }
 
 
-def reference(x: Tensor, h: Tensor | None, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+def reference(x: Tensor, h: Tensor | None, norm: nn.BatchNorm2d, activation: int) -> Tensor:
     y = norm(x) if h is None else h + norm(x)
-    return y.relu() if relu else y
+    return {kernels.NONE: nn.Identity(), kernels.RELU: nn.ReLU(), kernels.GELU: nn.GELU()}[activation](y)
 
 
 def made(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -63,23 +63,26 @@ def test_the_loops_share_the_threads_of_torch_whatever_else_was_loaded() -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize(("relu", "added"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("added", [True, False], ids=["added", "alone"])
+@pytest.mark.parametrize("activation", [kernels.NONE, kernels.RELU, kernels.GELU], ids=["none", "relu", "gelu"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_results_gradients_and_statistics_equal_those_in_float64(
-    shape: tuple[int, ...], relu: bool, added: bool, training: bool, dtype: torch.dtype
+    shape: tuple[int, ...], activation: int, added: bool, training: bool, dtype: torch.dtype
 ) -> None:
     norm = drawn_norm(shape[1]).train(training)
     exact = copy.deepcopy(norm).double()
     x, h, dy = (made(shape, dtype, seed) for seed in (5, 6, 7))
     ours = [x.clone().requires_grad_(), h.clone().requires_grad_()]
     theirs = [x.double().requires_grad_(), h.double().requires_grad_()]
-    y = kernels._apply(norm, ours[0], ours[1] if added else None, relu)
-    expected = reference(theirs[0], theirs[1] if added else None, exact, relu)
+    y = kernels._apply(norm, ours[0], ours[1] if added else None, activation)
+    expected = reference(theirs[0], theirs[1] if added else None, exact, activation)
     rounding = 2e-2 if dtype == torch.bfloat16 else 2e-5  # bfloat16 keeps 8 bits; sums of both kinds are in float32 and float64
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y.double(), expected, rtol=rounding, atol=rounding)
-    settled = (expected.abs() > 10 * rounding) | torch.tensor(not relu)  # elsewhere rounding may open or close the ReLU
+    settled = (expected.abs() > 10 * rounding) | torch.tensor(
+        activation != kernels.RELU
+    )  # elsewhere rounding may open or close the ReLU
     dy = torch.where(settled, dy, 0).to(dtype).contiguous(memory_format=torch.channels_last)
     y.backward(dy)
     expected.backward(dy.double())
@@ -267,16 +270,16 @@ def test_a_compiler_that_fails_is_an_obstacle_in_words(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("activation", [kernels.NONE, kernels.RELU, kernels.GELU], ids=["none", "relu", "gelu"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_a_normalisation_adds_the_gradient_of_what_goes_past_it(training: bool, relu: bool, dtype: torch.dtype) -> None:
+def test_a_normalisation_adds_the_gradient_of_what_goes_past_it(training: bool, activation: int, dtype: torch.dtype) -> None:
     norm = drawn_norm(24).train(training)
     other = copy.deepcopy(norm)
     x, dy, dh = (made((3, 24, 9, 7), dtype, seed) for seed in (5, 6, 7))
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, h = FusedNorm(norm, relu).forked(ours)
+    y, h = FusedNorm(norm, activation).forked(ours)
     assert torch.equal(h, x)
-    expected = FusedNorm(other, relu)(theirs)
+    expected = FusedNorm(other, activation)(theirs)
     torch.autograd.backward([y, h], [dy, dh])
     torch.autograd.backward([expected, theirs], [dy, dh])
     assert ours.grad is not None
@@ -289,9 +292,38 @@ def test_a_normalisation_adds_the_gradient_of_what_goes_past_it(training: bool, 
         assert two is not None
         assert torch.equal(one, two)
     again = x.clone().requires_grad_()
-    _, alone = FusedNorm(norm, relu).forked(again)
+    _, alone = FusedNorm(norm, activation).forked(again)
     alone.backward(dh)
     assert torch.equal(again.grad, dh)  # type: ignore[arg-type]
+
+
+def test_gelu_is_that_of_torch_to_rounding_over_all_numbers() -> None:
+    """With a normalisation that changes nothing; 0 and what lies far out, infinities and what is no number included."""
+    v = torch.cat([torch.linspace(-30, 30, 60_001), torch.tensor([0.0, -0.0, 1e-30, -1e-20, 1e5, -1e5, torch.inf, torch.nan])])
+    x = v.repeat(4, 1)[:, :, None, None].contiguous(memory_format=torch.channels_last).requires_grad_()
+    norm = nn.BatchNorm2d(len(v), eps=0.0).eval()
+    y = kernels._apply(norm, x, None, kernels.GELU)
+    start = x.detach().double().requires_grad_()
+    expected = F.gelu(start)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
+    (slope,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    (exact,) = torch.autograd.grad(expected, start, torch.ones_like(expected))
+    kept = v.isfinite()
+    torch.testing.assert_close(slope.double()[:, kept], exact[:, kept], rtol=1e-6, atol=1e-6)
+
+
+def test_units_with_gelu_and_plain_ones_are_fused() -> None:
+    network = fused(create_model("speed_resnet", widths=[16, 24], units=[2, 1]))
+    units = [module for module in network.modules() if isinstance(module, FusedUnit)]
+    assert [(unit.activation, unit.shortcut is None) for unit in units] == [
+        (kernels.GELU, True), (kernels.GELU, False), (kernels.GELU, False), (kernels.GELU, True), (kernels.GELU, False)
+    ]  # fmt: skip
+    assert not any(isinstance(module, nn.GELU) for stage in network.stages for module in stage.modules())  # type: ignore[union-attr]
+    plain = [module for module in fused(create_model("plain20")).modules() if isinstance(module, FusedUnit)]
+    assert plain
+    assert all(unit.shortcut is None and unit.activation == kernels.RELU for unit in plain)
+    rough = Unit(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)), post=nn.GELU(approximate="tanh"))
+    assert not isinstance(fused(rough), FusedUnit)
 
 
 def test_units_of_pre_activation_are_fused() -> None:
