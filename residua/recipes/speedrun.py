@@ -24,7 +24,8 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
     - shifts by 2 pixels with reflected borders; mirror images in turns rather than by a coin;
     - labels smoothed by 0.2.
 
-    Expected: 6.62 % error, 5.99 % by six views (seeds 0 to 4: 5.92 to 6.07 %); 32 minutes on one of two cores of an AMD EPYC.
+    Expected: 6.62 % error, 5.99 % by six views (seeds 0 to 4: 5.92 to 6.07 %); 5 minutes on two
+    cores of an AMD EPYC.
 
     `residua evaluate RUN --protocol six-view` averages over mirror images and shifts by one pixel, as the published records do.
 
@@ -39,7 +40,8 @@ def speedrun_96(model: str = "speed_resnet") -> Recipe:
     second residual unit in each stage, 40 epochs, two thirds of them at full size, a lower rate, shifts by 4 pixels and a
     square of 12 cut out. The widths, the depth and the augmentation are those of Jordan's program "airbench96".
 
-    Aimed at 96 % by six views. Expected: about 4 % error by six views; not trained to the end yet.
+    Aimed at 96 % by six views, and not there yet. Expected: 4.87 % error, 4.26 % by six views (seed 0); about an hour on two
+    cores of an AMD EPYC.
 
         residua train cifar10 --recipe speedrun-96
     """
