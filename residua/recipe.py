@@ -103,7 +103,8 @@ class Optim:
     factor of that of biases and normalisations. `head_factor`: that of the head's weights. `keep_norm` (muon): the weights of
     each convolution keep the norm that they start with, and an update is the share `lr` of it; for networks whose convolutions
     are all normalised. `head_first`: share of the run at its beginning in which only the head is trained (1: all of it), for
-    weights that are trained already. `clip`: largest norm of the gradient (0: off). `square_decay`, `eps`: those of the mean
+    weights that are trained already. `stem_until`: share of the run after which the stem is no longer trained (1: it always is),
+    for stems that have little to learn. `clip`: largest norm of the gradient (0: off). `square_decay`, `eps`: those of the mean
     square of AdamW and RMSProp (None: the usual ones)."""
 
     name: Literal["sgd", "adamw", "muon", "rmsprop"] = "sgd"
@@ -117,6 +118,7 @@ class Optim:
     head_factor: Positive = 1.0
     keep_norm: bool = False
     head_first: Fraction = 0.0
+    stem_until: Fraction = 1.0
     clip: NonNegative = 0.0
     square_decay: Annotated[float, Field(ge=0, lt=1)] | None = None
     eps: Positive | None = None

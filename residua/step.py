@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,11 +21,14 @@ from residua.batches import Batch, Share, even_cuts
 from residua.errors import RunError
 from residua.network import Network
 from residua.plan import Plan, compiled
-from residua.recipe import Recipe
+from residua.recipe import Optim, Recipe
 from residua.tasks import classify
 from residua.unit import SampledAdd, draw_depth
 
 __all__ = ["NonFiniteLoss", "Outcome", "Step"]
+
+Trained = Literal["head", "all", "past the stem"]
+"""Which parameters an update changes."""
 
 
 class NonFiniteLoss(RunError):
@@ -44,6 +47,13 @@ class Outcome:
     error: float
     lr: float
     count: int
+
+
+def trained_at(optim: Optim, step: int, total_steps: int) -> Trained:
+    """What update number `step` (from 0) of `total_steps` changes."""
+    if step < round(optim.head_first * total_steps):
+        return "head"
+    return "all" if step < round(optim.stem_until * total_steps) else "past the stem"
 
 
 class Step:
@@ -83,14 +93,14 @@ class Step:
         self.forward: Callable[[Tensor], Any] | None = None
         if self.share.world == 1:
             self.forward = self.twin if plan.fused else compiled(network, plan)
-        self.head_only: bool | None = None
+        self.trained: Trained | None = None
         self.standing = network.recompute_every > 0 and self.share.world == 1
         self.train()
         self.last = Outcome(math.nan, math.nan, math.nan, 0)
 
     def __call__(self, batch: Batch) -> Outcome:
         """Makes update number `batch.step` (from 0); raises `NonFiniteLoss` before anything is changed."""
-        self._enter(batch.step < round(self.recipe.optim.head_first * self.total_steps))
+        self._enter(trained_at(self.recipe.optim, batch.step, self.total_steps))
         factor = optim.learning_rate_factor(self.recipe.schedule, batch.step / self.total_steps)
         optim.set_learning_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=not self.standing)
@@ -107,16 +117,21 @@ class Step:
         self.last = Outcome(loss, 100 * wrong, self.recipe.optim.lr * factor, int(count))
         return self.last
 
-    def _enter(self, head_only: bool) -> None:
-        """Begins (or goes on with) the part of the run in which only the head is trained, or the part in which all is.
+    def _enter(self, trained: Trained) -> None:
+        """Begins (or goes on with) a part of the run: in each other parameters are trained.
 
         Processes exchange gradients of what is trained, so each part has its own exchange."""
-        if head_only == self.head_only:
+        if trained == self.trained:
             return
-        self.head_only = head_only
-        head = {id(parameter) for parameter in list(self.network.depth_order())[-1]}
-        for parameter in self.network.parameters():
-            parameter.requires_grad_(not head_only or id(parameter) in head)
+        self.trained = trained
+        everything = list(self.network.parameters())
+        if trained == "head":
+            chosen = {id(parameter) for parameter in list(self.network.depth_order())[-1]}
+        else:
+            stem = () if trained == "all" else self.network.stem.parameters()
+            chosen = {id(parameter) for parameter in everything} - {id(parameter) for parameter in stem}
+        for parameter in everything:
+            parameter.requires_grad_(id(parameter) in chosen)
             # Where memory is short gradients keep their places. Those that come and go leave holes among the maps that no map
             # fits into: a tenth of the memory of ResNet-110.
             parameter.grad = torch.zeros_like(parameter) if self.standing and parameter.requires_grad else None
@@ -136,7 +151,7 @@ class Step:
         head learns from the features that it will see in evaluation."""
         for network in (self.network, self.twin):
             network.train()
-            if self.head_only:
+            if self.trained == "head":
                 network.stem.eval()
                 network.stages.eval()
 

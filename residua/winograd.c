@@ -315,7 +315,7 @@ int winograd_convolve(const bf16 *restrict x, const uint8_t *restrict from, cons
             for (long k = 0; k < K; k += PANEL * LANES) {
                 int vectors = (int)(width_of(outputs, k / (PANEL * LANES)) / LANES);
                 for (int p = 0; p < POINTS; p++)
-                    products(tiles + p * left, inputs, u + (p * outputs + k) * inputs, sums + p * right, last - first, inputs / 2, vectors);
+                    products(tiles + p * left, inputs, u + (p * outputs + k) * inputs, sums + p * right, last - first, (C + 1) / 2, vectors); /* zeros beyond */
                 if (to)
                     maxima_out(&out, sums, right, first, last, y, to, k, vectors);
                 else

@@ -74,8 +74,8 @@ def test_every_image_is_measured_exactly_once(images: Path, pair: Run, tmp_path:
     assert residua.evaluate(pair).to_dict()["num_samples"] == PRIME
 
 
-def test_two_processes_train_the_head_first_as_one_does(images: Path, tmp_path: Path) -> None:
-    fields = {**FIELDS, "optim.head_first": 0.5, "steps": 8}
+def test_two_processes_train_the_head_first_and_the_stem_until_as_one_does(images: Path, tmp_path: Path) -> None:
+    fields = {**FIELDS, "optim.head_first": 0.25, "optim.stem_until": 0.5, "steps": 8}
     alone, pair = train(images, tmp_path / "alone", **fields), finished(images, tmp_path / "pair", fields)
     torch.testing.assert_close(losses(pair), losses(alone), rtol=1e-4, atol=1e-5)
 

@@ -316,6 +316,33 @@ def test_the_head_is_trained_first_for_its_share_of_the_steps(share: float, step
     assert alone == [True] * steps + [False] * (10 - steps)
 
 
+@pytest.mark.parametrize(("share", "steps"), [(0.0, 0), (0.04, 0), (0.3, 3), (1.0, 10)])
+def test_the_stem_is_trained_for_its_share_of_the_steps_and_then_stays_as_it_is(share: float, steps: int) -> None:
+    recipe = recipe_with(optim__stem_until=share, optim__weight_decay=0.01)
+    step, other = make_step(network(), recipe), make_step(network(), recipe_with(optim__weight_decay=0.01))
+    trained = []
+    for number in range(10):
+        before = step.network.stem.conv.weight.detach().clone()
+        step(batch_of(recipe, number))
+        trained.append(not torch.equal(step.network.stem.conv.weight, before))
+        assert all(p.grad is not None for part in (step.network.stages, step.network.head) for p in part.parameters())
+        if number < steps:
+            other(batch_of(recipe, number))
+    assert trained == [True] * steps + [False] * (10 - steps)
+    for a, b in zip(step.network.stem.parameters(), other.network.stem.parameters()):
+        assert torch.equal(a, b), "until then it is trained as ever"
+
+
+def test_the_head_comes_first_and_the_stem_goes_early() -> None:
+    step = make_step(network(), recipe_with(optim__head_first=0.3, optim__stem_until=0.5))
+    trained = []
+    for number in range(10):
+        step(batch_of(step.recipe, number))
+        found = {name.partition(".")[0] for name, parameter in step.network.named_parameters() if parameter.grad is not None}
+        trained.append(found)
+    assert trained == [{"head"}] * 3 + [{"stem", "stages", "head"}] * 2 + [{"stages", "head"}] * 5
+
+
 def test_a_measurement_between_two_steps_does_not_bring_the_rest_into_training_mode() -> None:
     step = make_step(network(normalization="batch", dropout=0.5), recipe_with(optim__head_first=0.5))
     step(batch_of(step.recipe, 0))

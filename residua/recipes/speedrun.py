@@ -15,8 +15,8 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
     What makes it fast, after Page 2018 ("How to train your ResNet") and Jordan 2024 ("94 % on CIFAR-10 in 3.29 seconds on a
     single GPU"), whose parts these are; docs/performance.md says what some of them are worth here:
 
-    - the network (`residua.models.speed`): nothing to learn in the first layer, an identity past every convolution behind a
-      pooling, a head that starts near zero;
+    - the network (`residua.models.speed`): an identity past every convolution behind a pooling, a head that starts near zero,
+      and in the first layer nothing to learn but offsets, and these in the first fifth of the run only;
     - small images first: 20 pixels a side at the start, then 24, 28, and 32 for the last fifth, which is 63 % of the work;
     - Muon, each update a fixed share of the weight's norm; rates that fall linearly from the first update on, no warm-up;
     - batches of 1,000, so that an update's own cost does not count;
@@ -76,6 +76,7 @@ def _of(
             bias_factor=8.0,
             head_factor=0.1,
             keep_norm=True,
+            stem_until=0.2,
         ),
         schedule=Schedule(shape="linear"),
         batch_size=1000,
