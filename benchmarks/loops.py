@@ -2,10 +2,10 @@
 
     python benchmarks/loops.py [--rounds 9] [--json FILE]
 
-Convolutions are 3x3 or 1x1 of stride 1 in bf16, channels last, forward and both gradients, the transform (ours) or the rounding
-(theirs) of the weights included; torch's are oneDNN's. A normalisation, a ReLU and a 1x1 convolution are timed forward and
-backward together, as layers. Muon's updates are ours in bf16 and those in float32. A ratio is taken within each
-round. The ceiling is the rate of a large product of matrices just then: for a plain convolution nothing goes beyond it.
+Convolutions are 3x3 of stride 1 or 2, or 1x1, in bf16, channels last, forward and both gradients, with the transform (ours) or
+the rounding (theirs) of the weights; torch's are oneDNN's. A normalisation, a ReLU and a 1x1 convolution are timed forward and
+backward together, as layers. Muon's updates are ours in bf16 and those in float32. A ratio is taken within each round. The
+ceiling is the rate of a large product of matrices just then: for a plain convolution nothing goes beyond it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ import form
 import torch
 from torch import Tensor, nn
 
-from residua import convolving, kernels, optim, orthogonal, plan, pointwise, winograd
+from residua import convolving, direct, kernels, optim, orthogonal, plan, pointwise, winograd
 from residua.doctor import matrix_rate
 
 CONVOLUTIONS = [  # images, channels, side
     (128, 16, 32), (128, 32, 16), (128, 64, 8), (64, 128, 32), (64, 256, 16), (32, 64, 56), (32, 128, 28), (32, 256, 14),
     (32, 512, 7),
 ]  # fmt: skip
+STRIDED = [(128, 16, 32, 32), (128, 32, 64, 16), (32, 64, 128, 56)]
 POINTWISE = [(64, 64, 16, 32), (64, 16, 64, 32), (32, 256, 64, 56), (32, 64, 256, 56), (32, 512, 128, 28), (32, 256, 1024, 14)]
-"""Images, channels before and after, side."""
+"""Both: images, channels before and after, side."""
 POOLINGS = [(1000, 64, 31, 2, 2, 0), (32, 64, 112, 3, 2, 1)]  # images, channels, side, window, stride, padding
 UPDATES = [(128, 1152), (256, 2304), (512, 4608), (2048, 512)]
 
@@ -88,13 +89,33 @@ def by_rows(x: Tensor, weight: Tensor, *, backward: bool = False) -> Tensor:
     return pointwise.convolved(x, pointwise.packed(weight, backward=backward), weight.shape[backward])
 
 
-def plain(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.conv2d(x, weight.bfloat16(), None, 1, weight.shape[2] // 2)
+def by_taps(x: Tensor, weight: Tensor) -> Tensor:
+    return direct.TWO.convolved(x, direct.TWO.packed(weight), len(weight))
+
+
+def plain(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    return torch.conv2d(x, weight.bfloat16(), None, stride, weight.shape[2] // 2)
 
 
 def gradient(dy: Tensor, x: Tensor, weight: Tensor, which: int) -> object:
-    one, padding, wanted = [1, 1], [weight.shape[2] // 2] * 2, [which == 0, which == 1, False]
-    return torch.ops.aten.convolution_backward(dy, x, weight.bfloat16(), None, one, padding, one, False, [0, 0], 1, wanted)
+    stride, padding, wanted = [x.shape[2] // dy.shape[2]] * 2, [weight.shape[2] // 2] * 2, [which == 0, which == 1, False]
+    return torch.ops.aten.convolution_backward(dy, x, weight.bfloat16(), None, stride, padding, [1, 1], False, [0, 0], 1, wanted)
+
+
+def strided_convolutions(rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for images, inputs, outputs, side in STRIDED:
+        x, dy = laid_out(images, inputs, side, side), laid_out(images, outputs, side // 2, side // 2)
+        weight = torch.randn(outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
+        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "convolution of stride 2": (partial(by_taps, x, weight), partial(plain, x, weight, 2)),
+            "its input's gradient": (partial(direct.TWO.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
+            "its weights' gradient": (partial(direct.TWO.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+        }
+        work = 2 * 9 * inputs * outputs * (side // 2) ** 2 * images / 1e9
+        shape = f"{images} x {inputs} x {side} x {side} to {outputs}"
+        rows += [row(what, shape, *pair, rounds, work) for what, pair in ways.items()]
+    return rows
 
 
 def pointwise_convolutions(rounds: int) -> list[dict[str, Any]]:
@@ -165,6 +186,7 @@ def main() -> None:
     plan.set_allocator(False)
     rows = [
         *convolutions(arguments.rounds),
+        *strided_convolutions(arguments.rounds),
         *pointwise_convolutions(arguments.rounds),
         *poolings(arguments.rounds),
         *updates(arguments.rounds),

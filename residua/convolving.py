@@ -1,27 +1,39 @@
 """Convolutions by loops of our own, as layers for training. Layer 2.
 
-A module of `LOOPS` is one kind of convolution: which layers it `suits`, for which maps it `pays`, why it cannot run (`obstacle`),
-its weights `packed`, the result `convolved` and the `weight_gradient`. All compute in bf16 and take maps in channels-last
-order; other maps go through the plain layers.
+One of `LOOPS` is one kind of convolution, as `Loops` says. All compute in bf16 and take maps in channels-last order; other maps
+go through the plain layers.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from residua import native, pointwise, sparing, winograd
+from residua import direct, native, pointwise, sparing, winograd
 
-__all__ = ["LOOPS", "Convolution", "PooledConvolution", "laid_out_like", "loops_for", "obstacle", "pools", "takes"]
-
-LOOPS = (winograd, pointwise)
+__all__ = ["LOOPS", "Convolution", "Loops", "PooledConvolution", "laid_out_like", "loops_for", "obstacle", "pools", "takes"]
 
 
-def loops_for(layer: nn.Module | None) -> ModuleType | None:
+class Loops(Protocol):
+    """A kind of convolution: which layers it `suits`, for which maps it `pays`, why it cannot run (`obstacle`), its weights
+    `packed`, and the result `convolved` from x and these, with both gradients. A module may be one."""
+
+    def suits(self, layer: nn.Module | None) -> bool: ...
+    def pays(self, x: Tensor) -> bool: ...
+    def obstacle(self) -> str | None: ...
+    def packed(self, weight: Tensor) -> Tensor: ...
+    def convolved(self, x: Tensor, u: Tensor, outputs: int, *, bias: Any = None, beside: Tensor | None = None) -> Tensor: ...
+    def input_gradient(self, dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor: ...
+    def weight_gradient(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor: ...
+
+
+LOOPS: tuple[Loops, ...] = (winograd, pointwise, direct.TWO)
+
+
+def loops_for(layer: nn.Module | None) -> Loops | None:
     """The loops that compute a layer; None if there are none."""
     return next((loops for loops in LOOPS if loops.suits(layer)), None)
 
@@ -46,9 +58,7 @@ class _Convolved(torch.autograd.Function):
     """A convolution of x, bf16 and in channels-last order, with float32 weights; `beside`, like the result, is added."""
 
     @staticmethod
-    def forward(
-        ctx: Any, loops: ModuleType, x: Tensor, weight: Tensor, bias: Tensor | None, beside: Tensor | None = None
-    ) -> Tensor:
+    def forward(ctx: Any, loops: Loops, x: Tensor, weight: Tensor, bias: Tensor | None, beside: Tensor | None = None) -> Tensor:
         outputs, plain, offset = len(weight), weight.detach(), None if bias is None else bias.detach().float()
         y: Tensor = loops.convolved(x, loops.packed(plain), outputs, bias=offset, beside=beside)
         if beside is None and (spared := sparing.current()) is not None:
@@ -71,7 +81,7 @@ class _Forked(torch.autograd.Function):
     """The same, and x once more for what goes past the convolution: the gradient of both is summed as it is made."""
 
     @staticmethod
-    def forward(ctx: Any, loops: ModuleType, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, loops: Loops, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         y: Tensor = _Convolved.forward(ctx, loops, x, weight, None)
         return y, x.view_as(x)
@@ -92,15 +102,15 @@ def laid_out_like(gradient: Tensor, x: Tensor) -> Tensor:
 
 def _gradients(ctx: Any, x: Tensor, weight: Tensor, dy: Tensor, past: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Of x, with `past` added, and of the weights."""
-    loops, inputs = ctx.loops, x.shape[1]
-    dx = loops.convolved(dy, loops.packed(weight, backward=True), inputs, beside=past) if ctx.needs_input_grad[1] else None
+    loops: Loops = ctx.loops
+    dx = loops.input_gradient(dy, weight, x, beside=past) if ctx.needs_input_grad[1] else None
     return dx, loops.weight_gradient(x, dy, weight) if ctx.needs_input_grad[2] else None
 
 
 class Convolution(nn.Module):
     """A convolution by `loops` where it is computed in bf16 and they pay, else as it is. Shares the layer `conv`."""
 
-    def __init__(self, conv: nn.Conv2d, loops: ModuleType) -> None:
+    def __init__(self, conv: nn.Conv2d, loops: Loops) -> None:
         super().__init__()
         self.conv, self.loops = conv, loops
 
@@ -119,7 +129,8 @@ class Convolution(nn.Module):
 
     def adds(self, x: Tensor, h: Tensor) -> bool:
         """Whether h is laid out as the loops' result for x."""
-        shape = (len(x), self.conv.out_channels, *x.shape[2:])
+        stride = self.conv.stride[0]
+        shape = (len(x), self.conv.out_channels, *((side - 1) // stride + 1 for side in x.shape[2:]))
         return h.shape == shape and h.dtype == torch.bfloat16 and h.is_contiguous(memory_format=torch.channels_last)
 
     def forked(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -262,11 +262,11 @@ class _NormConvolved(torch.autograd.Function):
         norm = pointwise.Norm(*values)
         dy, past = convolving.laid_out_like(dy, x), None if past is None else _in_rows(past, x)
         dfilters = pointwise.weight_gradient(x, dy, filters, norm=norm) if ctx.needs_input_grad[3] else None
-        u = pointwise.packed(filters, backward=True)
         if dy.shape[1] <= NARROW:
+            u = pointwise.packed(filters, backward=True)
             dx, dweight, dbias = pointwise.norm_gradient(dy, x, u, norm, past=past, training=ctx.training)
         else:
-            da = pointwise.convolved(dy, u, x.shape[1])
+            da = pointwise.input_gradient(dy, filters, x)
             dx, _, dweight, dbias = _norm_gradients(da, x, norm, None, past, RELU, ctx.training)
         return dx, dweight, dbias, dfilters, dy if ctx.needs_input_grad[4] else None, None, None, None
 

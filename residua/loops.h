@@ -42,6 +42,7 @@ static inline void store_some(bf16 *p, __m512 v, __mmask16 lanes) {
 }
 static inline long filled(long channels) { return (channels + LANES - 1) / LANES * LANES; } /* with zeros */
 
+static inline long least(long a, long b) { return a < b ? a : b; }
 static inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 static inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 
@@ -68,11 +69,12 @@ static inline long width_of(long columns, long panel) {
     return rest < PANEL * LANES ? rest : PANEL * LANES;
 }
 
-/* sum [R][V] of vectors = R rows of a [R, 2 pairs], `step` apart, times b [pairs, 16 V, 2]. Kept in registers. */
-#define MULTIPLY(R, V, sum, a, step, b, pairs)                                                                                      \
-    __m512 sum[R][V];                                                                                                               \
+#define ZERO(R, V, sum)                                                                                                             \
     _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                                            \
-        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();                                        \
+        _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_setzero_ps();
+
+/* sum [R][V] of vectors += R rows of a [R, 2 pairs], `step` apart, times b [pairs, 16 V, 2]; a and b move on. */
+#define ACCUMULATE(R, V, sum, a, step, b, pairs)                                                                                    \
     for (long i = 0; i < pairs; i++, a += 2, b += V * 2 * LANES) {                                                                  \
         __m512bh right[V];                                                                                                          \
         _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(b + v * 2 * LANES);             \
@@ -83,6 +85,12 @@ static inline long width_of(long columns, long panel) {
             _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);            \
         }                                                                                                                           \
     }
+
+/* sum [R][V] of vectors = such a product. Kept in registers. */
+#define MULTIPLY(R, V, sum, a, step, b, pairs) \
+    __m512 sum[R][V];                          \
+    ZERO(R, V, sum)                            \
+    ACCUMULATE(R, V, sum, a, step, b, pairs)
 
 /* sums [R, 16 V] (rows `step` apart) += a' b over pairs: R of a [pairs, 16, 2], b [V] (`apart`) of [pairs, 16, 2] */
 #define PRODUCT(R, V)                                                                                                                   \

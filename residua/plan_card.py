@@ -33,8 +33,8 @@ _PARTS = {
     "bf16": "bfloat16 where autocast allows it, weights and sums in single precision",
     "channels_last": "the channels of a pixel side by side",
     "fused": "normalisation, addition and ReLU or GELU in one loop each way, of our own",
-    "winograd": "convolutions of stride 1 in loops of our own: 3x3 with 2.25 times fewer multiplications, 1x1 with what stands "
-    "before them",
+    "winograd": "convolutions in loops of our own: 3x3 of stride 1 with 2.25 times fewer multiplications, of stride 2 tap by "
+    "tap, 1x1 with what stands before them",
     "model": "compiled as a whole",
     "stages": "compiled a stage at a time",
     "exact": "one thread and deterministic operations: the same bytes on every machine of this sort",
@@ -143,7 +143,7 @@ def _candidates(device: torch.device) -> list[Plan]:
 def _reason(candidate: Plan, network: Any, device: torch.device) -> str | None:
     """Why a plan is not tried; None if it is."""
     if candidate.winograd and not plan.has_own_convolutions(network):
-        return "there are no convolutions for it: 3x3 or 1x1, of stride 1, with at least 16 channels, in eights"
+        return "there are no convolutions for it: 3x3, or 1x1 of stride 1, with at least 16 channels, in eights"
     if candidate.fused and not candidate.winograd and not plan.has_batch_norm(network):
         return "there is no batch normalisation to fuse"
     if candidate.fused:

@@ -92,11 +92,20 @@ PRODUCT(8, 3)
 PRODUCT(6, 4)
 #undef PRODUCT
 
+/* The narrowest, which read most rows at once: a step that the compiler knows needs no registers for their places. */
+inlined void narrow(const bf16 *a, long step, const bf16 *b, long pairs, const following *f, int kind, long row, long count, long k) {
+    switch (step) {
+    case 32: for (long r = 0; r < count; r += 24) product_1(a + r * 32, 32, b, pairs, f, kind, row + r, count - r, k); break;
+    case 64: for (long r = 0; r < count; r += 24) product_1(a + r * 64, 64, b, pairs, f, kind, row + r, count - r, k); break;
+    default: for (long r = 0; r < count; r += 24) product_1(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
+    }
+}
+
 /* Rows row .. row + count of what follows, 16 * vectors channels from k on; a has ROWS-fold rows. */
 inlined void products_of(const bf16 *a, long step, const bf16 *b, long pairs, const following *f, int kind, long row, long count, long k,
                          int vectors) {
     switch (vectors) {
-    case 1: for (long r = 0; r < count; r += 24) product_1(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
+    case 1: narrow(a, step, b, pairs, f, kind, row, count, k); break;
     case 2: for (long r = 0; r < count; r += 12) product_2(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
     case 3: for (long r = 0; r < count; r += 8) product_3(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
     default: for (long r = 0; r < count; r += 6) product_4(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);

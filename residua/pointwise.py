@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from residua import native
 
-__all__ = ["Norm", "convolved", "norm_gradient", "obstacle", "packed", "pays", "step_of", "suits", "weight_gradient"]
+__all__ = [
+    "Norm", "convolved", "input_gradient", "norm_gradient", "obstacle", "packed", "pays", "step_of", "suits", "weight_gradient",
+]  # fmt: skip
 
 _SOURCE = "pointwise.c"
 LEAST_CHANNELS = 16
@@ -94,6 +96,11 @@ def convolved(
         images * height * width, inputs, outputs,
     )  # fmt: skip
     return _whole(failed, y)
+
+
+def input_gradient(dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:
+    """That of the input x [N, C, H, W], with `beside` added, from that of the result, in bf16 and channels-last order."""
+    return convolved(dy, packed(weight, backward=True), x.shape[1], beside=beside)
 
 
 def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, *, norm: Norm | None = None) -> Tensor:

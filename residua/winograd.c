@@ -16,13 +16,14 @@
 
 enum { POINTS = 16, ROWS = 24 }; /* ROWS: tiles are multiplied in such groups */
 enum { SCRATCH = 320 << 10 }; /* bytes of tiles and of products that a thread works on at once: they are to stay in its cache */
+enum { PARTS = 16, FEW = 512, ROOM = 16 << 20 }; /* for the gradient: sums at most, pairs of tiles of one at least, bytes of all of them at most */
 enum { CHUNK = 1 << 20, DEPTH = 64 }; /* for the gradient: bytes of tiles that all threads share, and pairs of them for one sum in registers */
 
 /* ---- products ---- */
 
 /* out [R, V*16] = sum over pairs of a [R, 2 pairs] b [pairs, V*16, 2] */
 #define PRODUCT(R, V)                                                                                                     \
-    static void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, float *restrict out, long pairs) { \
+    inlined void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, float *restrict out, long pairs) { \
         MULTIPLY(R, V, sum, a, step, b, pairs)                                                                            \
         _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                              \
             _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) _mm512_storeu_ps(out + (r * V + v) * LANES, sum[r][v]);   \
@@ -33,12 +34,21 @@ PRODUCT(8, 3)
 PRODUCT(6, 4)
 #undef PRODUCT
 
-static void products(const bf16 *a, long step, const bf16 *b, float *out, long rows, long pairs, int vectors) {
+inlined void products_of(const bf16 *a, long step, const bf16 *b, float *out, long rows, long pairs, int vectors) {
     switch (vectors) {
     case 1: for (long r = 0; r < rows; r += 24) product_1(a + r * step, step, b, out + r * LANES, pairs); break;
     case 2: for (long r = 0; r < rows; r += 12) product_2(a + r * step, step, b, out + r * 2 * LANES, pairs); break;
     case 3: for (long r = 0; r < rows; r += 8) product_3(a + r * step, step, b, out + r * 3 * LANES, pairs); break;
     default: for (long r = 0; r < rows; r += 6) product_4(a + r * step, step, b, out + r * 4 * LANES, pairs);
+    }
+}
+
+static void products(const bf16 *a, long step, const bf16 *b, float *out, long rows, long pairs, int vectors) {
+    switch (step) { /* one that the compiler knows needs no registers */
+    case 16: products_of(a, 16, b, out, rows, pairs, vectors); break;
+    case 32: products_of(a, 32, b, out, rows, pairs, vectors); break;
+    case 64: products_of(a, 64, b, out, rows, pairs, vectors); break;
+    default: products_of(a, step, b, out, rows, pairs, vectors);
     }
 }
 
@@ -55,16 +65,34 @@ static map map_of(long images, long height, long width, long channels, int poole
     return m;
 }
 
-/* The four rows of the map that tiles in row `row` of tiles read, from channel c on; NULL outside. A map that is the gradient of one of which
+/* Where a tile lies: the image, the row and the column of tiles. Divisions take long, so one tile is found from the one before. */
+typedef struct {
+    long image, down, across;
+} place;
+
+inlined place place_of(const map *m, long tile) {
+    long row = tile / m->across;
+    return (place){row / m->down, row % m->down, tile % m->across};
+}
+
+inlined void advance(const map *m, place *at) {
+    if (++at->across < m->across) return;
+    at->across = 0;
+    if (++at->down < m->down) return;
+    at->down = 0;
+    at->image++;
+}
+
+/* The four rows of the map that the tile at `at` and its neighbours in the row read, from channel c on; NULL outside. A map that is the gradient of one of which
    the maxima of 2x2 windows were taken is given as theirs and their places (0 to 3, row by row): all else of it is zero. */
 typedef struct {
     const bf16 *rows[4];
     const uint8_t *places[4];
 } lines;
 
-inlined lines lines_of(const map *m, const bf16 *x, const uint8_t *places, long row, long c) {
+inlined lines lines_of(const map *m, const bf16 *x, const uint8_t *places, const place *tile, long c) {
     lines l;
-    long n = row / m->down, top = 2 * (row % m->down) - 1;
+    long n = tile->image, top = 2 * tile->down - 1;
     for (int i = 0; i < 4; i++) {
         long r = top + i, at = ((n * (m->height / 2) + r / 2) * (m->width / 2)) * m->channels + c;
         int inside = r >= 0 && r < (places ? m->height / 2 * 2 : m->height);
@@ -80,14 +108,15 @@ inlined __mmask16 placed(const uint8_t *places, int place, __mmask16 lanes) {
     return _mm_mask_cmpeq_epi8_mask(lanes, found, _mm_set1_epi8((char)place));
 }
 
-/* B' d of one column of pixels. */
-inlined void column(const map *m, const lines *l, int pooled, long at, __mmask16 lanes, __m512 out[4]) {
+/* B' d of one column of pixels; `whole`: it is known to be inside, and all four rows are. */
+inlined void column(const map *m, const lines *l, int pooled, long at, int whole, __mmask16 lanes, __m512 out[4]) {
     __m512 d[4];
-    int inside = at >= 0 && at < (pooled ? m->width / 2 * 2 : m->width);
+    int inside = whole || (at >= 0 && at < (pooled ? m->width / 2 * 2 : m->width));
     for (int i = 0; i < 4; i++) { /* the first row is odd */
         long from = (pooled ? at / 2 : at) * m->channels;
-        d[i] = inside && l->rows[i] ? load_some(l->rows[i] + from, lanes) : _mm512_setzero_ps();
-        if (pooled && inside && l->rows[i]) d[i] = _mm512_maskz_mov_ps(placed(l->places[i] + from, (i & 1 ? 0 : 2) + (int)(at & 1), lanes), d[i]);
+        int here = whole || (inside && l->rows[i]);
+        d[i] = here ? load_some(l->rows[i] + from, lanes) : _mm512_setzero_ps();
+        if (pooled && here) d[i] = _mm512_maskz_mov_ps(placed(l->places[i] + from, (i & 1 ? 0 : 2) + (int)(at & 1), lanes), d[i]);
     }
     out[0] = sub(d[0], d[2]);
     out[1] = add(d[1], d[2]);
@@ -99,11 +128,11 @@ inlined void column(const map *m, const lines *l, int pooled, long at, __mmask16
    two columns. */
 inlined void run_in(const map *m, const lines *l, int pooled, long left, long run, __mmask16 lanes, bf16 *to, long step, long plane) {
     __m512 k[4][4];
-    column(m, l, pooled, 2 * left - 1, lanes, k[0]);
-    column(m, l, pooled, 2 * left, lanes, k[1]);
+    column(m, l, pooled, 2 * left - 1, 0, lanes, k[0]);
+    column(m, l, pooled, 2 * left, 0, lanes, k[1]);
     for (long i = left; i < left + run; i++, to += step) {
-        column(m, l, pooled, 2 * i + 1, lanes, k[2]);
-        column(m, l, pooled, 2 * i + 2, lanes, k[3]);
+        column(m, l, pooled, 2 * i + 1, 0, lanes, k[2]);
+        column(m, l, pooled, 2 * i + 2, 0, lanes, k[3]);
 #pragma GCC unroll 4
         for (int r = 0; r < 4; r++) {
             store(to + (4 * r + 0) * plane, sub(k[0][r], k[2][r]));
@@ -120,19 +149,20 @@ inlined void run_in(const map *m, const lines *l, int pooled, long left, long ru
 static void tiles_in(const map *m, const bf16 *x, const uint8_t *places, long first, long last, bf16 *out, long plane) {
     long C = m->channels, step = filled(C);
     for (long t = first; t < last;) {
-        long left = t % m->across, run = m->across - left < last - t ? m->across - left : last - t;
+        place at = place_of(m, t);
+        long run = m->across - at.across < last - t ? m->across - at.across : last - t;
         for (long c = 0; c < C; c += LANES) {
             bf16 *to = out + (t - first) * step + c;
             __mmask16 lanes = lanes_of(C, c);
-            lines l = lines_of(m, x, places, t / m->across, c);
+            lines l = lines_of(m, x, places, &at, c);
             if (places && lanes == 0xFFFF)
-                run_in(m, &l, 1, left, run, 0xFFFF, to, step, plane);
+                run_in(m, &l, 1, at.across, run, 0xFFFF, to, step, plane);
             else if (places)
-                run_in(m, &l, 1, left, run, lanes, to, step, plane);
+                run_in(m, &l, 1, at.across, run, lanes, to, step, plane);
             else if (lanes == 0xFFFF)
-                run_in(m, &l, 0, left, run, 0xFFFF, to, step, plane);
+                run_in(m, &l, 0, at.across, run, 0xFFFF, to, step, plane);
             else
-                run_in(m, &l, 0, left, run, lanes, to, step, plane);
+                run_in(m, &l, 0, at.across, run, lanes, to, step, plane);
         }
         t += run;
     }
@@ -208,18 +238,18 @@ static void maxima_out(const map *m, const float *in, long plane, long first, lo
 /* Channels k, k + 1, .. (16 * vectors of them) of the output's tiles first .. last, from products [POINTS], `plane` apart, of
    [last - first, 16 * vectors]. `then` may be NULL. */
 static void tiles_out(const map *m, const float *in, long plane, long first, long last, bf16 *y, long k, int vectors, const epilogue *then) {
-    long K = m->channels, row = first / m->across, tx = first % m->across, next = m->width * K;
+    long K = m->channels, next = m->width * K;
     int full = k + vectors * LANES <= K;
-    for (long t = first; t < last; t++) {
-        long n = row / m->down, ty = row % m->down, at = ((n * m->height + 2 * ty) * m->width + 2 * tx) * K + k;
-        int below = 2 * ty + 1 < m->height, right = 2 * tx + 1 < m->width;
+    place tile = place_of(m, first);
+    for (long t = first; t < last; t++, advance(m, &tile)) {
+        long at = ((tile.image * m->height + 2 * tile.down) * m->width + 2 * tile.across) * K + k;
+        int below = 2 * tile.down + 1 < m->height, right = 2 * tile.across + 1 < m->width;
         const float *from = in + (t - first) * vectors * LANES;
         if (full && !then)
             for (int v = 0; v < vectors; v++) tile_out(from + v * LANES, plane, y, at + v * LANES, next, K, right, below, 0, NULL, 0xFFFF);
         else
             for (int v = 0; v < vectors; v++)
                 tile_out(from + v * LANES, plane, y, at + v * LANES, next, K, right, below, k + v * LANES, then, lanes_of(K, k + v * LANES));
-        if (++tx == m->across) tx = 0, row++;
     }
 }
 
@@ -330,15 +360,8 @@ int winograd_convolve(const bf16 *restrict x, const uint8_t *restrict from, cons
 
 /* ---- the gradient of the weights ---- */
 
-/* B' d B of one tile, 16 channels from c on; zero for no tile. */
-inlined void tile_of_input(const map *m, const bf16 *x, long t, long last, long c, __mmask16 lanes, __m512 v[POINTS]) {
-    __m512 k[4][4];
-    if (t >= last) {
-        for (int p = 0; p < POINTS; p++) v[p] = _mm512_setzero_ps();
-        return;
-    }
-    lines l = lines_of(m, x, NULL, t / m->across, c);
-    for (int j = 0; j < 4; j++) column(m, &l, 0, 2 * (t % m->across) - 1 + j, lanes, k[j]);
+/* B' d B of a tile from its four columns. */
+inlined void tile_of(__m512 k[][4], __m512 v[POINTS]) {
 #pragma GCC unroll 4
     for (int r = 0; r < 4; r++) {
         v[4 * r + 0] = sub(k[0][r], k[2][r]);
@@ -349,22 +372,22 @@ inlined void tile_of_input(const map *m, const bf16 *x, long t, long last, long 
 }
 
 /* A dY A' of one tile, 16 channels from k on; zero for no tile. With `places` dy is that of maxima which lay there. */
-inlined void tile_of_gradient(const map *m, const bf16 *dy, const uint8_t *places, long t, long last, long k, __mmask16 lanes, __m512 v[POINTS]) {
+inlined void tile_of_gradient(const map *m, const bf16 *dy, const uint8_t *places, const place *tile, int there, long k, __mmask16 lanes, __m512 v[POINTS]) {
     const __m512 zero = _mm512_setzero_ps();
-    if (t >= last) {
+    if (!there) {
         for (int p = 0; p < POINTS; p++) v[p] = zero;
         return;
     }
-    long row = t / m->across, tx = t % m->across, n = row / m->down, ty = row % m->down, K = m->channels;
+    long K = m->channels;
     __m512 d00, d01, d10, d11;
     if (places) {
-        __m512 d = load_some(dy + t * K + k, lanes);
-        const uint8_t *at = places + t * K + k;
-        d00 = _mm512_maskz_mov_ps(placed(at, 0, lanes), d), d01 = _mm512_maskz_mov_ps(placed(at, 1, lanes), d);
-        d10 = _mm512_maskz_mov_ps(placed(at, 2, lanes), d), d11 = _mm512_maskz_mov_ps(placed(at, 3, lanes), d);
+        long at = ((tile->image * m->down + tile->down) * m->across + tile->across) * K + k;
+        __m512 d = load_some(dy + at, lanes);
+        d00 = _mm512_maskz_mov_ps(placed(places + at, 0, lanes), d), d01 = _mm512_maskz_mov_ps(placed(places + at, 1, lanes), d);
+        d10 = _mm512_maskz_mov_ps(placed(places + at, 2, lanes), d), d11 = _mm512_maskz_mov_ps(placed(places + at, 3, lanes), d);
     } else {
-        const bf16 *at = dy + ((n * m->height + 2 * ty) * m->width + 2 * tx) * K + k;
-        int below = 2 * ty + 1 < m->height, right = 2 * tx + 1 < m->width;
+        const bf16 *at = dy + ((tile->image * m->height + 2 * tile->down) * m->width + 2 * tile->across) * K + k;
+        int below = 2 * tile->down + 1 < m->height, right = 2 * tile->across + 1 < m->width;
         d00 = load_some(at, lanes), d01 = right ? load_some(at + K, lanes) : zero;
         d10 = below ? load_some(at + m->width * K, lanes) : zero, d11 = below && right ? load_some(at + (m->width + 1) * K, lanes) : zero;
     }
@@ -378,74 +401,153 @@ inlined void tile_of_gradient(const map *m, const bf16 *dy, const uint8_t *place
     }
 }
 
-/* Both transforms of two tiles, t and t + 1, 16 channels from c on: pairs, points `plane` apart. */
-inlined void pair_of_input(const map *m, const bf16 *x, long t, long last, long c, __mmask16 lanes, bf16 *to, long plane) {
-    __m512 even[POINTS], odd[POINTS];
-    tile_of_input(m, x, t, last, c, lanes, even);
-    tile_of_input(m, x, t + 1, last, c, lanes, odd);
+/* Two tiles, one after the other; the second may be beyond the last. */
+typedef struct {
+    place tiles[2];
+    int there;   /* whether there is a second one */
+    int beside;  /* whether it is in the same row: then it shares two columns with the first */
+    int whole;   /* whether all that they read lies within the map */
+} two;
+
+inlined two two_of(const map *m, place *at, int there) {
+    two t = {{*at, *at}, there, 0, 0};
+    advance(m, at);
+    t.tiles[1] = *at;
+    advance(m, at);
+    const place *first = &t.tiles[0];
+    t.beside = there && first->across + 1 < m->across;
+    t.whole = t.beside && first->down && first->across && 2 * first->down + 2 < m->height && 2 * first->across + 4 < m->width;
+    return t;
+}
+
+/* Both transforms of two tiles, 16 channels from c on: pairs, points `plane` apart. */
+inlined void pair_of_input(const map *m, const bf16 *x, const two *t, long c, __mmask16 lanes, bf16 *to, long plane) {
+    __m512 even[POINTS], odd[POINTS], k[6][4];
+    lines l = lines_of(m, x, NULL, &t->tiles[0], c);
+    long left = 2 * t->tiles[0].across - 1;
+    if (t->whole) {
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; j++) column(m, &l, 0, left + j, 1, lanes, k[j]);
+    } else {
+#pragma GCC unroll 6
+        for (int j = 0; j < 6; j++) column(m, &l, 0, left + j, 0, lanes, k[j]);
+    }
+    tile_of(k, even);
+    if (t->beside)
+        tile_of(k + 2, odd);
+    else if (t->there) {
+        l = lines_of(m, x, NULL, &t->tiles[1], c);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) column(m, &l, 0, 2 * t->tiles[1].across - 1 + j, 0, lanes, k[j]);
+        tile_of(k, odd);
+    } else
+#pragma GCC unroll 16
+        for (int p = 0; p < POINTS; p++) odd[p] = _mm512_setzero_ps();
+#pragma GCC unroll 16
     for (int p = 0; p < POINTS; p++) store_pairs(to + p * plane, even[p], odd[p]);
 }
 
-inlined void pair_of_gradient(const map *m, const bf16 *dy, const uint8_t *places, long t, long last, long k, __mmask16 lanes, bf16 *to, long plane) {
+inlined void pair_of_gradient(const map *m, const bf16 *dy, const uint8_t *places, const two *t, long k, __mmask16 lanes, bf16 *to, long plane) {
     __m512 even[POINTS], odd[POINTS];
-    tile_of_gradient(m, dy, places, t, last, k, lanes, even);
-    tile_of_gradient(m, dy, places, t + 1, last, k, lanes, odd);
+    tile_of_gradient(m, dy, places, &t->tiles[0], 1, k, lanes, even);
+    tile_of_gradient(m, dy, places, &t->tiles[1], t->there, k, lanes, odd);
+#pragma GCC unroll 16
     for (int p = 0; p < POINTS; p++) store_pairs(to + p * plane, even[p], odd[p]);
+}
+
+/* What the gradient of the weights is made of: x and dy, and the sizes of what they become. */
+typedef struct {
+    map in, out;
+    const bf16 *x, *dy;
+    const uint8_t *places; /* may be NULL */
+    long group, left, right; /* of transformed values: from 16 channels to the next, from point to point, of dy and of x */
+} factors;
+
+/* Pairs from .. to of the chunk of tiles first .. last, transformed: [POINTS][channels / 16][pairs][16][2]. */
+static void chunk_in(const factors *f, long first, long last, long from, long to, bf16 *gradient, bf16 *tiles) {
+    long C = f->in.channels, K = f->out.channels;
+    place at = place_of(&f->in, first + 2 * from);
+    for (long i = from; i < to; i++) {
+        two t = two_of(&f->in, &at, first + 2 * i + 1 < last);
+        for (long k = 0; k < K; k += LANES) {
+            bf16 *pairs = gradient + k / LANES * f->group + i * 2 * LANES;
+            if (f->places && K - k >= LANES)
+                pair_of_gradient(&f->out, f->dy, f->places, &t, k, 0xFFFF, pairs, f->left);
+            else if (f->places)
+                pair_of_gradient(&f->out, f->dy, f->places, &t, k, lanes_of(K, k), pairs, f->left);
+            else if (K - k >= LANES)
+                pair_of_gradient(&f->out, f->dy, NULL, &t, k, 0xFFFF, pairs, f->left);
+            else
+                pair_of_gradient(&f->out, f->dy, NULL, &t, k, lanes_of(K, k), pairs, f->left);
+        }
+        for (long c = 0; c < C; c += LANES) {
+            bf16 *pairs = tiles + c / LANES * f->group + i * 2 * LANES;
+            if (C - c >= LANES)
+                pair_of_input(&f->in, f->x, &t, c, 0xFFFF, pairs, f->right);
+            else
+                pair_of_input(&f->in, f->x, &t, c, lanes_of(C, c), pairs, f->right);
+        }
+    }
+}
+
+/* Adds the product of a chunk to the sums [POINTS][K'][C'], for 16 outputs of one point, the job. */
+static void chunk_out(const factors *f, long job, long pairs, const bf16 *gradient, const bf16 *tiles, float *sums) {
+    long inputs = filled(f->in.channels), outputs = filled(f->out.channels), p = job / (outputs / LANES), k = job % (outputs / LANES);
+    for (long i = 0; i < pairs; i += DEPTH)
+        for (long c = 0; c < inputs; c += PANEL * LANES)
+            outer(gradient + p * f->left + k * f->group + i * 2 * LANES, tiles + p * f->right + c / LANES * f->group + i * 2 * LANES, f->group,
+                  sums + (p * outputs + k * LANES) * inputs + c, inputs, least(DEPTH, pairs - i), (int)(width_of(inputs, c / (PANEL * LANES)) / LANES));
 }
 
 /* dw [K, 3, 3, C] of x [images, height, width, C] and dy [images, height, width, K]; with `places`, of maxima of 2x2 windows that lay there,
    [images, height / 2, width / 2, K]. Returns 0, or 1 if there is no memory.
 
-   A chunk of tiles is transformed, [POINTS][channels / 16][pairs of tiles][16][2], then each point's product is added to its sums,
-   [POINTS][K'][C'], which one thread does for the rows that are its own. */
+   Tiles come in parts, each with sums of its own, [POINTS][K'][C'], which are added at the end; a part goes chunk by chunk: its tiles are transformed,
+   then each point's product is added to its sums. Where there are parts enough, each is one thread's, which then shares nothing; else all
+   threads transform a part's chunk, and each adds the rows that are its own. */
 int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, const uint8_t *restrict places, float *restrict dw, long images, long height, long width, long C,
                       long K) {
-    map in = map_of(images, height, width, C, places != NULL), out = map_of(images, height, width, K, places != NULL);
-    long inputs = filled(C), outputs = filled(K), size = inputs * outputs;
-    long half = CHUNK / (POINTS * 2 * (inputs + outputs)) / (2 * DEPTH) * DEPTH;
-    half = half < DEPTH ? DEPTH : half;
-    half = half > (in.tiles + 1) / 2 ? (in.tiles + 1) / 2 : half;
-    long group = half * 2 * LANES, left = half * 2 * outputs + 32, right = half * 2 * inputs + 32;
-    float *sums = room(POINTS * size * sizeof(float) + POINTS * (left + right) * sizeof(bf16));
-    bf16 *gradient = (bf16 *)(sums + POINTS * size), *tiles = gradient + POINTS * left;
+    factors f = {map_of(images, height, width, C, places != NULL), map_of(images, height, width, K, places != NULL), x, dy, places, 0, 0, 0};
+    long inputs = filled(C), outputs = filled(K), size = inputs * outputs, whole = POINTS * size, jobs = POINTS * (outputs / LANES);
+    long count = (f.in.tiles + 1) / 2, parts = PARTS, threads = omp_get_max_threads(); /* count: pairs of tiles */
+    while (parts > 1 && (count < parts * FEW || parts * whole * (long)sizeof(float) > ROOM)) parts /= 2;
+    long half = CHUNK / (POINTS * 2 * (inputs + outputs)) / (2 * DEPTH) * DEPTH, part = (count + parts - 1) / parts;
+    half = least(half < DEPTH ? DEPTH : half, part);
+    f.group = half * 2 * LANES, f.left = half * 2 * outputs + 32, f.right = half * 2 * inputs + 32;
+    long transformed = (POINTS * (f.left + f.right) + 31) / 32 * 32, alone = threads <= parts;
+    float *sums = room(parts * whole * sizeof(float) + (alone ? threads : 1) * transformed * sizeof(bf16));
+    bf16 *chunks = (bf16 *)(sums + parts * whole);
     int failed = !sums;
 #pragma omp parallel if (!failed)
     if (!failed) {
+        if (alone) {
+            bf16 *gradient = chunks + omp_get_thread_num() * transformed, *tiles = gradient + POINTS * f.left;
 #pragma omp for schedule(static)
-        for (long p = 0; p < POINTS; p++) memset(sums + p * size, 0, size * sizeof(float));
-        for (long first = 0; first < in.tiles; first += 2 * half) {
-            long last = first + 2 * half < in.tiles ? first + 2 * half : in.tiles, pairs = (last - first + 1) / 2;
-#pragma omp for schedule(static)
-            for (long i = 0; i < pairs; i++) {
-                long t = first + 2 * i;
-                for (long k = 0; k < K; k += LANES) {
-                    bf16 *to = gradient + k / LANES * group + i * 2 * LANES;
-                    if (places && K - k >= LANES)
-                        pair_of_gradient(&out, dy, places, t, last, k, 0xFFFF, to, left);
-                    else if (places)
-                        pair_of_gradient(&out, dy, places, t, last, k, lanes_of(K, k), to, left);
-                    else if (K - k >= LANES)
-                        pair_of_gradient(&out, dy, NULL, t, last, k, 0xFFFF, to, left);
-                    else
-                        pair_of_gradient(&out, dy, NULL, t, last, k, lanes_of(K, k), to, left);
-                }
-                for (long c = 0; c < C; c += LANES) {
-                    bf16 *to = tiles + c / LANES * group + i * 2 * LANES;
-                    if (C - c >= LANES)
-                        pair_of_input(&in, x, t, last, c, 0xFFFF, to, right);
-                    else
-                        pair_of_input(&in, x, t, last, c, lanes_of(C, c), to, right);
+            for (long g = 0; g < parts; g++) {
+                memset(sums + g * whole, 0, whole * sizeof(float));
+                for (long i = g * part; i < least(count, (g + 1) * part); i += half) {
+                    long pairs = least(half, least(count, (g + 1) * part) - i);
+                    chunk_in(&f, 2 * i, f.in.tiles, 0, pairs, gradient, tiles);
+                    for (long job = 0; job < jobs; job++) chunk_out(&f, job, pairs, gradient, tiles, sums + g * whole);
                 }
             }
+        } else {
+            bf16 *gradient = chunks, *tiles = gradient + POINTS * f.left;
+            long me = omp_get_thread_num(), all = omp_get_num_threads();
 #pragma omp for schedule(static)
-            for (long job = 0; job < POINTS * (outputs / LANES); job++) {
-                long p = job / (outputs / LANES), k = job % (outputs / LANES);
-                for (long i = 0; i < pairs; i += DEPTH)
-                    for (long c = 0; c < C; c += PANEL * LANES)
-                        outer(gradient + p * left + k * group + i * 2 * LANES, tiles + p * right + c / LANES * group + i * 2 * LANES,
-                                  group, sums + (p * outputs + k * LANES) * inputs + c, inputs, pairs - i < DEPTH ? pairs - i : DEPTH,
-                                  (int)(width_of(inputs, c / (PANEL * LANES)) / LANES));
-            }
+            for (long p = 0; p < parts * POINTS; p++) memset(sums + p * size, 0, size * sizeof(float));
+            for (long g = 0; g < parts; g++)
+                for (long i = g * part; i < least(count, (g + 1) * part); i += half) {
+                    long pairs = least(half, least(count, (g + 1) * part) - i);
+                    chunk_in(&f, 2 * i, f.in.tiles, pairs * me / all, pairs * (me + 1) / all, gradient, tiles);
+#pragma omp barrier
+#pragma omp for schedule(static)
+                    for (long job = 0; job < jobs; job++) chunk_out(&f, job, pairs, gradient, tiles, sums + g * whole);
+                }
+        }
+        for (long g = 1; g < parts; g++) {
+#pragma omp for schedule(static)
+            for (long i = 0; i < whole; i += LANES) _mm512_storeu_ps(sums + i, add(_mm512_loadu_ps(sums + i), _mm512_loadu_ps(sums + g * whole + i)));
         }
 #pragma omp for schedule(static)
         for (long k = 0; k < K; k++)

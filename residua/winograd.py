@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from residua import native
 
-__all__ = ["convolved", "convolved_maxima", "maxima", "obstacle", "packed", "pays", "preferred", "suits", "weight_gradient"]
+__all__ = [
+    "convolved", "convolved_maxima", "input_gradient", "maxima", "obstacle", "packed", "pays", "preferred", "suits",
+    "weight_gradient",
+]  # fmt: skip
 
 _SOURCE = "winograd.c"
 LEAST_CHANNELS = 16
@@ -105,6 +108,11 @@ def convolved(
         None if beside is None else beside.data_ptr(), relu, images, height, width, inputs, outputs,
     )  # fmt: skip
     return _whole(failed, out)
+
+
+def input_gradient(dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:
+    """That of the input x [N, C, H, W], with `beside` added, from that of the result, in bf16 and channels-last order."""
+    return convolved(dy, packed(weight, backward=True), x.shape[1], beside=beside)
 
 
 def _whole(failed: int, found: Tensor) -> Tensor:
