@@ -14,7 +14,18 @@ from torch.autograd.function import once_differentiable
 
 from residua import direct, native, pointwise, sparing, winograd
 
-__all__ = ["LOOPS", "Convolution", "Loops", "PooledConvolution", "laid_out_like", "loops_for", "obstacle", "pools", "takes"]
+__all__ = [
+    "LOOPS",
+    "Convolution",
+    "Loops",
+    "PooledConvolution",
+    "laid_out_like",
+    "loops_for",
+    "obstacle",
+    "pools",
+    "subsampled",
+    "takes",
+]
 
 
 class Loops(Protocol):
@@ -95,6 +106,41 @@ class _Forked(torch.autograd.Function):
         return None, *_gradients(ctx, x, weight, laid_out_like(dy, x), None if past is None else laid_out_like(past, x))
 
 
+class _Subsampled(torch.autograd.Function):
+    """The same for a convolution with a stride, and every stride-th position of x with `extra` channels of zeros, for a shortcut
+    whose gradient is added where these are."""
+
+    @staticmethod
+    def forward(ctx: Any, loops: direct.Direct, x: Tensor, weight: Tensor, extra: int) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        y: Tensor = _Convolved.forward(ctx, loops, x, weight, None)
+        return y, subsampled(x, loops.stride, extra)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, past: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dy = x.new_zeros(_made(x, weight, ctx.loops.stride)) if dy is None else dy
+        dy, past = laid_out_like(dy, x), None if past is None else laid_out_like(past, x)
+        dx = ctx.loops.input_gradient(dy, weight, x, thin=past) if ctx.needs_input_grad[1] else None
+        return None, dx, ctx.loops.weight_gradient(x, dy, weight) if ctx.needs_input_grad[2] else None, None
+
+
+def subsampled(x: Tensor, stride: int, extra: int) -> Tensor:
+    """Every `stride`-th position of x [N, C, H, W], with `extra` channels of zeros behind its own; in channels-last order."""
+    kept = x[:, :, ::stride, ::stride]
+    shape = (len(x), x.shape[1] + extra, *kept.shape[2:])
+    h = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    h[:, : x.shape[1]] = kept
+    h[:, x.shape[1] :] = 0
+    return h
+
+
+def _made(x: Tensor, weight: Tensor, stride: int) -> tuple[int, ...]:
+    """The shape of what a convolution that keeps the sides, but for its stride, makes of x."""
+    return len(x), len(weight), *((side - 1) // stride + 1 for side in x.shape[2:])
+
+
 def laid_out_like(gradient: Tensor, x: Tensor) -> Tensor:
     """A gradient in the type and the order that the loops read."""
     return gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
@@ -129,8 +175,7 @@ class Convolution(nn.Module):
 
     def adds(self, x: Tensor, h: Tensor) -> bool:
         """Whether h is laid out as the loops' result for x."""
-        stride = self.conv.stride[0]
-        shape = (len(x), self.conv.out_channels, *((side - 1) // stride + 1 for side in x.shape[2:]))
+        shape = _made(x, self.conv.weight, self.conv.stride[0])
         return h.shape == shape and h.dtype == torch.bfloat16 and h.is_contiguous(memory_format=torch.channels_last)
 
     def forked(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +184,18 @@ class Convolution(nn.Module):
             return self(x), x
         y, past = _Forked.apply(self.loops, x, self.conv.weight)
         return y, past
+
+    def subsamples(self, stride: int, extra: int) -> bool:
+        """Whether a shortcut that takes every `stride`-th position and `extra` channels of zeros fits its result."""
+        fits = self.conv.stride[0] == stride and self.conv.out_channels == self.conv.in_channels + extra
+        return fits and isinstance(self.loops, direct.Direct) and self.conv.bias is None
+
+    def subsampled(self, x: Tensor, stride: int, extra: int) -> tuple[Tensor, Tensor] | None:
+        """What it makes of x, and that shortcut's result, whose gradient the loops add to theirs; None if they are not used."""
+        if x.dtype != torch.bfloat16 or not self._takes(x):
+            return None
+        y, h = _Subsampled.apply(self.loops, x, self.conv.weight, extra)
+        return y, h
 
     def _takes(self, x: Tensor) -> bool:
         return takes(self.conv, x) and bool(self.loops.pays(x))

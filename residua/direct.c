@@ -70,7 +70,7 @@ typedef struct {
     bf16 *y;
     const bf16 *beside; /* may be NULL */
     const float *bias;  /* may be NULL */
-    long apart;         /* from position to position of y and `beside` */
+    long apart, aside;  /* from position to position of y, of `beside` */
     __mmask16 lanes;    /* of the last vector */
 } segment;
 
@@ -89,7 +89,7 @@ typedef struct {
                 __mmask16 lanes = v == V - 1 ? s->lanes : 0xFFFF;                                                                    \
                 __m512 found = sum[r][v];                                                                                            \
                 if (s->bias) found = add(found, _mm512_maskz_loadu_ps(lanes, s->bias + v * LANES));                                  \
-                if (s->beside) found = add(found, load_some(s->beside + to, lanes));                                                 \
+                if (s->beside) found = add(found, load_some(s->beside + (at + r) * s->aside + v * LANES, lanes));                    \
                 store_some(s->y + to, found, lanes);                                                                                 \
             }                                                                                                                        \
     }                                                                                                                                \
@@ -147,9 +147,10 @@ static void rows_in(const bf16 *x, long height, long width, long channels, long 
 
 /* With stride S, y [images, (height - 1) / S + 1, (width - 1) / S + 1, K] of x [images, height, width, C] and u as `direct_weights` gives it, then
    bias [K] and beside (as y) where they are given. `backward`: x is the gradient of the result, [images, (height - 1) / S + 1, .., C], and y that of
-   the input, [images, height, width, K]. Returns 0, or 1 if there is no memory. */
-int direct_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, const float *bias, const bf16 *beside, long images, long height,
-                    long width, long C, long K, int stride, int backward) {
+   the input, [images, height, width, K]. With `thin`, `beside` is [images, (height - 1) / S + 1, .., thin] and added where rows and columns are even,
+   the first K of its channels. Returns 0, or 1 if there is no memory. */
+int direct_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, const float *bias, const bf16 *beside, long thin, long images,
+                    long height, long width, long C, long K, int stride, int backward) {
     long smaller_height = (height - 1) / stride + 1, smaller_width = (width - 1) / stride + 1;
     long high = backward ? smaller_height : height, wide = backward ? smaller_width : width; /* of x */
     long down = backward ? height : smaller_height, across = backward ? width : smaller_width; /* of y */
@@ -180,14 +181,17 @@ int direct_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, con
                     for (long k = 0; k < K; k += PANEL * LANES) {
                         int vectors = (int)(width_of(filled(K), k / (PANEL * LANES)) / LANES);
                         segment s = {NULL, weights, apart * C, line, h.count * C / 2, v.count, NULL, NULL, bias ? bias + k : NULL, h.step * K,
-                                     lanes_of(K, k + (vectors - 1) * LANES)};
+                                     thin ? thin : h.step * K, lanes_of(K, k + (vectors - 1) * LANES)};
                         for (long o = first; o < last; o++) {
                             long to = o * v.step + v.start;
                             if (to >= down || count < 1) continue;
                             long at = ((n * down + to) * across + h.start) * K + k;
                             s.a = rows + ((o - first) * apart + before) * line + before * C;
                             s.y = y + at;
-                            s.beside = beside ? beside + at : NULL;
+                            if (thin)
+                                s.beside = i || j ? NULL : beside + (n * smaller_height + o) * smaller_width * thin + k;
+                            else
+                                s.beside = beside ? beside + at : NULL;
                             positions(&s, count, vectors);
                         }
                         weights += v.count * h.count * C * vectors * LANES;

@@ -36,7 +36,7 @@ def _library() -> ctypes.CDLL:
     pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     library.direct_weights.argtypes = [pointer, pointer, number, number, flag, flag]
     library.direct_weights.restype = None
-    library.direct_convolve.argtypes = [pointer] * 5 + [number] * 5 + [flag] * 2
+    library.direct_convolve.argtypes = [pointer] * 5 + [number] * 6 + [flag] * 2
     library.direct_gradient.argtypes = [pointer] * 3 + [number] * 5 + [flag]
     return library
 
@@ -89,20 +89,24 @@ class Direct:
         sides = (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
         return self._convolved(x, u, (len(x), outputs, *sides), (height, width), bias, beside, backward=False)
 
-    def input_gradient(self, dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:
-        """That of the input x [N, C, H, W], with `beside` added, from that of the result, in bf16 and channels-last order."""
+    def input_gradient(
+        self, dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None, thin: Tensor | None = None
+    ) -> Tensor:
+        """That of the input x [N, C, H, W] from that of the result, in bf16 and channels-last order. `beside`, like x, is added;
+        `thin` [N, C or more, H', W'] to every `stride`-th position, its first C channels. One of them may be given."""
         return self._convolved(
-            dy, self.packed(weight, backward=True), tuple(x.shape), tuple(x.shape[2:]), None, beside, backward=True
-        )
+            dy, self.packed(weight, backward=True), tuple(x.shape), tuple(x.shape[2:]), None, beside if thin is None else thin,
+            backward=True, thin=0 if thin is None else thin.shape[1],
+        )  # fmt: skip
 
     def _convolved(
         self, x: Tensor, u: Tensor, shape: tuple[int, ...], sides: tuple[int, ...], bias: Tensor | None, beside: Tensor | None,
-        *, backward: bool,
+        *, backward: bool, thin: int = 0,
     ) -> Tensor:  # fmt: skip
         y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         failed = _library().direct_convolve(
             x.data_ptr(), u.data_ptr(), y.data_ptr(), None if bias is None else bias.data_ptr(),
-            None if beside is None else beside.data_ptr(), len(x), *sides, x.shape[1], shape[1], self.stride, backward,
+            None if beside is None else beside.data_ptr(), thin, len(x), *sides, x.shape[1], shape[1], self.stride, backward,
         )  # fmt: skip
         return _whole(failed, y)
 

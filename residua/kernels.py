@@ -368,32 +368,40 @@ class FusedUnit(nn.Module):
     """A unit whose branch ends with the batch norm `norm` and whose merge adds: activation(shortcut(x) + norm(branch(x))).
     A plain one has no shortcut.
 
-    Where x goes past the branch as it is and the branch begins with a convolution by loops of our own, that convolution adds up
-    the two gradients of x. Where every other position of it goes past, the gradient of these is added where they are.
+    Where x, or every other position of it, goes past the branch and the branch begins with a convolution by loops of our own,
+    that convolution adds up the two gradients of x. Where it begins otherwise, the gradient of the positions is added where they
+    are.
     """
 
     def __init__(self, branch: nn.Module, norm: nn.BatchNorm2d, shortcut: nn.Module | None, activation: int) -> None:
         super().__init__()
         self.branch, self.norm, self.shortcut, self.activation = branch, norm, shortcut, activation
-        first = _first(branch) if type(shortcut) is nn.Identity and not _hooked(shortcut) else None
-        self.chain: list[Any] | None = None  # a list, for its layers are those of `branch`
-        if isinstance(first, convolving.Convolution):
-            self.chain = [*_chained(branch)]
-        self.subsampled = shortcut if type(shortcut) is ZeroPad and not _hooked(shortcut) else None
+        plain = shortcut is not None and not _hooked(shortcut)
+        self.whole = plain and type(shortcut) is nn.Identity
+        self.pad = shortcut if plain and type(shortcut) is ZeroPad else None
+        self.chain: list[Any] = [*_chained(branch)]  # a list, for its layers are those of `branch`
 
     def forward(self, x: Tensor, *extra: Tensor) -> Tensor:
-        if extra or (self.chain is None and (self.subsampled is None or not native.laid_out(x))):
+        found = None if extra else self._parted(x)
+        if found is None:
             f, h = self.branch(x, *extra), None if self.shortcut is None else self.shortcut(x)
-        elif self.chain is None:
-            assert self.subsampled is not None
-            x, h = _Subsampled.apply(x, self.subsampled.stride, self.subsampled.extra)
-            f = self.branch(x)
         else:
-            first, *others = self.chain
-            f, h = first.forked(x)
+            f, h, others = found
             for layer in others:
                 f = layer(f)
         return _apply(self.norm, f, h, self.activation)
+
+    def _parted(self, x: Tensor) -> tuple[Tensor, Tensor, list[Any]] | None:
+        """What goes into the branch, what goes past it, and the layers to come; None where both have to be made apart."""
+        first, *others = self.chain or [None]
+        own = isinstance(first, convolving.Convolution)
+        if self.whole and own:
+            return *first.forked(x), others
+        if self.pad is None or not native.laid_out(x):
+            return None
+        stride, channels = self.pad.stride, self.pad.extra
+        found = first.subsampled(x, stride, channels) if own and first.subsamples(stride, channels) else None
+        return (*_Subsampled.apply(x, stride, channels), self.chain) if found is None else (*found, others)
 
 
 class _Subsampled(torch.autograd.Function):
@@ -403,10 +411,7 @@ class _Subsampled(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, stride: int, extra: int) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.stride, ctx.shape = stride, x.shape
-        kept = x[:, :, ::stride, ::stride]
-        h = x.new_zeros((len(x), x.shape[1] + extra, *kept.shape[2:])).contiguous(memory_format=torch.channels_last)
-        h[:, : x.shape[1]] = kept
-        return x.view_as(x), h
+        return x.view_as(x), convolving.subsampled(x, stride, extra)
 
     @staticmethod
     @once_differentiable

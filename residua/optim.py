@@ -238,24 +238,27 @@ def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class Averaged:
-    """An exponential moving average of all floating-point weights and buffers; others are copied.
+    """An exponential moving average of all floating-point weights and buffers of `network`; others are copied.
 
-    Decay min(decay, (1 + step) / (10 + step)), so that early weights fade however short the run.
+    Decay min(decay, (1 + step) / (10 + step)), so that early weights fade however short the run. The weights are to change in
+    place, as optimisers change them.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.tensors = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+        current = network.state_dict()  # collected once: names are long in the making, and share their memory with the weights
+        self.tensors = {name: tensor.clone() for name, tensor in current.items()}
+        pairs = [(self.tensors[name], tensor) for name, tensor in current.items()]
+        self.floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        self.others = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Moves the average towards `network` after update number `step` (from 0)."""
+    def update(self, step: int) -> None:
+        """Moves the average towards the network after update number `step` (from 0)."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        current = network.state_dict()
-        floating = [name for name, tensor in current.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[n] for n in floating], [current[n].detach() for n in floating], weight)
-        for name in current.keys() - set(floating):
-            self.tensors[name].copy_(current[name])
+        torch._foreach_lerp_([average for average, _ in self.floating], [current for _, current in self.floating], weight)
+        for average, current in self.others:
+            average.copy_(current)
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

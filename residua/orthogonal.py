@@ -17,7 +17,7 @@ from residua import native
 __all__ = ["obstacle", "suits", "update_"]
 
 _SOURCE = "orthogonal.c"
-LEAST = 64
+LEAST = 32
 """Rows and columns from which on a matrix is worth a call of its own; smaller ones are better multiplied in one batch."""
 
 

@@ -113,7 +113,7 @@ class Step:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optim.clip)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update(self.network, batch.step)
+            self.average.update(batch.step)
         self.last = Outcome(loss, 100 * wrong, self.recipe.optim.lr * factor, int(count))
         return self.last
 

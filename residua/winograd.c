@@ -17,7 +17,7 @@
 enum { POINTS = 16, ROWS = 24 }; /* ROWS: tiles are multiplied in such groups */
 enum { SCRATCH = 320 << 10 }; /* bytes of tiles and of products that a thread works on at once: they are to stay in its cache */
 enum { PARTS = 16, FEW = 512, ROOM = 16 << 20 }; /* for the gradient: sums at most, pairs of tiles of one at least, bytes of all of them at most */
-enum { CHUNK = 1 << 20, DEPTH = 64 }; /* for the gradient: bytes of tiles that all threads share, and pairs of them for one sum in registers */
+enum { CHUNK = 1 << 18, DEPTH = 64 }; /* for the gradient: bytes of tiles that all threads share, and pairs of them for one sum in registers */
 
 /* ---- products ---- */
 

@@ -124,6 +124,37 @@ def test_a_layer_gives_the_gradients_of_all_that_needs_one(needs: str) -> None:
 
 
 @here
+@pytest.mark.parametrize("through", ["both", "the branch", "the shortcut"])
+def test_the_gradient_of_a_shortcut_that_subsamples_is_added_to_that_of_the_branch(through: str) -> None:
+    conv = nn.Conv2d(16, 24, 3, padding=1, stride=2, bias=False)
+    layer = convolving.Convolution(conv, direct.TWO)
+    assert layer.subsamples(2, 8)
+    assert not layer.subsamples(2, 0)
+    assert not layer.subsamples(1, 8)
+    x = made(3, 16, 9, 12, seed=1)
+    exact, theirs, ours = copy.deepcopy(conv).double(), x.double().requires_grad_(), x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer.subsampled(ours, 2, 8)
+        assert layer.subsampled(ours.float(), 2, 8) is None
+    assert found is not None
+    y, h = found
+    expected = F.pad(theirs[:, :, ::2, ::2], (0, 0, 0, 0, 0, 8))
+    assert torch.equal(h.double(), expected)
+    dy, dh = made(3, 24, 5, 6, seed=2), made(3, 24, 5, 6, seed=3)
+    sums = {"both": (y * dy).sum() + (h * dh).sum(), "the branch": (y * dy).sum(), "the shortcut": (h * dh).sum()}
+    branch, past = (exact(theirs) * dy.double()).sum(), (expected * dh.double()).sum()
+    sums[through].backward()
+    {"both": branch + past, "the branch": branch, "the shortcut": past}[through].backward()
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert error(ours.grad, theirs.grad) < 2**-8
+    if through != "the shortcut":
+        assert conv.weight.grad is not None
+        assert exact.weight.grad is not None
+        assert error(conv.weight.grad, exact.weight.grad) < 2**-8
+
+
+@here
 @pytest.mark.parametrize(
     "change",
     [lambda x: x.contiguous(), lambda x: x[:, :, :, :7].contiguous(memory_format=torch.channels_last)],

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from trainings import stopped, train, write_images
 
-from residua import kernels, native, plan
+from residua import convolving, kernels, native, plan
 from residua.errors import RequestError
 from residua.kernels import FusedNorm, FusedUnit, Pool, PreUnit, _Subsampled, fused
 from residua.models import create_model
 from residua.network import Network
 from residua.unit import Unit, switched_off
 
+convolutions = pytest.mark.skipif(convolving.obstacle() is not None, reason=str(convolving.obstacle()))
 pytestmark = pytest.mark.skipif(kernels.obstacle() is not None, reason=str(kernels.obstacle()))
 
 SHAPES = [(5, 3, 7, 5), (4, 16, 9, 9), (2, 24, 11, 3), (3, 64, 8, 8), (2, 520, 5, 5), (1, 1, 2, 1), (6, 16, 64, 64)]
@@ -366,13 +367,17 @@ def test_a_dense_unit_adds_the_gradient_of_its_shortcut_where_it_lies(dtype: tor
         assert away < (1e-4 if dtype == torch.float32 else 0.1), "rounding opens or closes some ReLU"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_the_gradient_of_a_shortcut_that_subsamples_is_added_where_it_belongs(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "own"),
+    [(torch.float32, False), (torch.bfloat16, False), pytest.param(torch.bfloat16, True, marks=convolutions)],
+    ids=["float32", "bfloat16", "by own loops"],
+)
+def test_the_gradient_of_a_shortcut_that_subsamples_is_added_where_it_belongs(dtype: torch.dtype, own: bool) -> None:
     torch.manual_seed(0)
     unit = create_model("cifar_resnet", depth=8).stages[1][0].train().to(memory_format=torch.channels_last)  # type: ignore[index]
-    exact, twin = copy.deepcopy(unit).double(), fused(unit)
+    exact, twin = copy.deepcopy(unit).double(), fused(unit, own_convolutions=own)
     assert isinstance(twin, FusedUnit)
-    assert twin.subsampled is not None
+    assert twin.pad is not None
     x = torch.randn(3, 16, 9, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     start = x.contiguous(memory_format=torch.channels_last).requires_grad_()
     theirs = x.double().requires_grad_()

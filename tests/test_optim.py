@@ -305,7 +305,7 @@ def test_the_average_follows_its_formula_over_weights_and_buffers() -> None:
         decay = min(0.5, (1 + step) / (10 + step))
         for name, tensor in model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor.clone()
-        average.update(model, step)
+        average.update(step)
     for name, tensor in average.tensors.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
     assert all(not tensor.requires_grad for tensor in average.tensors.values())
