@@ -72,25 +72,13 @@ def convolutions(rounds: int) -> list[dict[str, Any]]:
         x, dy = laid_out(images, channels, side, side), laid_out(images, channels, side, side)
         weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "convolution": (partial(by_tiles, x, weight), partial(plain, x, weight)),
-            "its input's gradient": (partial(by_tiles, dy, weight, backward=True), partial(gradient, dy, x, weight, 0)),
+            "convolution": (partial(winograd.convolution, x, weight), partial(plain, x, weight)),
+            "its input's gradient": (partial(winograd.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
             "its weights' gradient": (partial(winograd.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
         }
         work = 2 * 9 * channels**2 * side**2 * images / 1e9
         rows += [row(what, f"{images} x {channels} x {side} x {side}", *pair, rounds, work) for what, pair in ways.items()]
     return rows
-
-
-def by_tiles(x: Tensor, weight: Tensor, *, backward: bool = False) -> Tensor:
-    return winograd.convolved(x, winograd.packed(weight, backward=backward), len(weight))
-
-
-def by_rows(x: Tensor, weight: Tensor, *, backward: bool = False) -> Tensor:
-    return pointwise.convolved(x, pointwise.packed(weight, backward=backward), weight.shape[backward])
-
-
-def by_taps(x: Tensor, weight: Tensor) -> Tensor:
-    return direct.TWO.convolved(x, direct.TWO.packed(weight), len(weight))
 
 
 def plain(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
@@ -108,7 +96,7 @@ def strided_convolutions(rounds: int) -> list[dict[str, Any]]:
         x, dy = laid_out(images, inputs, side, side), laid_out(images, outputs, side // 2, side // 2)
         weight = torch.randn(outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "convolution of stride 2": (partial(by_taps, x, weight), partial(plain, x, weight, 2)),
+            "convolution of stride 2": (partial(direct.TWO.convolution, x, weight), partial(plain, x, weight, 2)),
             "its input's gradient": (partial(direct.TWO.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
             "its weights' gradient": (partial(direct.TWO.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
         }
@@ -127,8 +115,8 @@ def pointwise_convolutions(rounds: int) -> list[dict[str, Any]]:
         weight = layers[2].weight.detach()
         twin = kernels.fused(layers, own_convolutions=True)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "1x1 convolution": (partial(by_rows, x, weight), partial(plain, x, weight)),
-            "its input's gradient": (partial(by_rows, dy, weight, backward=True), partial(gradient, dy, x, weight, 0)),
+            "1x1 convolution": (partial(pointwise.convolution, x, weight), partial(plain, x, weight)),
+            "its input's gradient": (partial(pointwise.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
             "its weights' gradient": (partial(pointwise.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
             "norm, ReLU, 1x1, both ways": (partial(learned, twin, x, dy), partial(learned, layers, x, dy)),
         }

@@ -29,14 +29,13 @@ __all__ = [
 
 
 class Loops(Protocol):
-    """A kind of convolution: which layers it `suits`, for which maps it `pays`, why it cannot run (`obstacle`), its weights
-    `packed`, and the result `convolved` from x and these, with both gradients. A module may be one."""
+    """A kind of convolution: which layers it `suits`, for which maps it `pays`, why it cannot run (`obstacle`), the result and
+    both gradients. A module may be one."""
 
     def suits(self, layer: nn.Module | None) -> bool: ...
     def pays(self, x: Tensor) -> bool: ...
     def obstacle(self) -> str | None: ...
-    def packed(self, weight: Tensor) -> Tensor: ...
-    def convolved(self, x: Tensor, u: Tensor, outputs: int, *, bias: Any = None, beside: Tensor | None = None) -> Tensor: ...
+    def convolution(self, x: Tensor, weight: Tensor, *, bias: Any = None, beside: Tensor | None = None) -> Tensor: ...
     def input_gradient(self, dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor: ...
     def weight_gradient(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor: ...
 
@@ -70,10 +69,10 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, loops: Loops, x: Tensor, weight: Tensor, bias: Tensor | None, beside: Tensor | None = None) -> Tensor:
-        outputs, plain, offset = len(weight), weight.detach(), None if bias is None else bias.detach().float()
-        y: Tensor = loops.convolved(x, loops.packed(plain), outputs, bias=offset, beside=beside)
+        plain, offset = weight.detach(), None if bias is None else bias.detach().float()
+        y: Tensor = loops.convolution(x, plain, bias=offset, beside=beside)
         if beside is None and (spared := sparing.current()) is not None:
-            spared.convolution(y, x, lambda x: loops.convolved(x, loops.packed(plain), outputs, bias=offset))
+            spared.convolution(y, x, lambda x: loops.convolution(x, plain, bias=offset))
         ctx.loops = loops
         ctx.save_for_backward(x, weight)
         return y

@@ -71,7 +71,7 @@ class Direct:
         """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
         return obstacle()
 
-    def packed(self, weight: Tensor, *, backward: bool = False) -> Tensor:
+    def _packed(self, weight: Tensor, *, backward: bool = False) -> Tensor:
         """Weights [K, C, 3, 3] as the loops read them, in bf16. `backward`: for the gradient of the input."""
         outputs, inputs = weight.shape[:2]
         weight = weight.detach().float().contiguous(memory_format=torch.channels_last)
@@ -80,14 +80,12 @@ class Direct:
         _library().direct_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, self.stride, backward)
         return u
 
-    def convolved(
-        self, x: Tensor, u: Tensor, outputs: int, *, bias: Tensor | None = None, beside: Tensor | None = None
-    ) -> Tensor:
-        """conv(x) + bias + beside, as far as these are given: x [N, C, H, W] in bf16 and channels-last order ->
-        [N, `outputs`, H', W'], where H' is ceil(H / stride). `u` is what `packed` gave. Without gradient."""
+    def convolution(self, x: Tensor, weight: Tensor, *, bias: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+        """conv(x) + bias + beside, as far as these are given, with weights [K, C, 3, 3]: x [N, C, H, W] in bf16 and channels-last
+        order -> [N, K, H', W'], where H' is ceil(H / stride). Without gradient."""
         height, width = x.shape[2:]
-        sides = (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
-        return self._convolved(x, u, (len(x), outputs, *sides), (height, width), bias, beside, backward=False)
+        shape = (len(x), len(weight), (height - 1) // self.stride + 1, (width - 1) // self.stride + 1)
+        return self._convolved(x, self._packed(weight), shape, (height, width), bias, beside, backward=False)
 
     def input_gradient(
         self, dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None, thin: Tensor | None = None
@@ -95,7 +93,7 @@ class Direct:
         """That of the input x [N, C, H, W] from that of the result, in bf16 and channels-last order. `beside`, like x, is added;
         `thin` [N, C or more, H', W'] to every `stride`-th position, its first C channels. One of them may be given."""
         return self._convolved(
-            dy, self.packed(weight, backward=True), tuple(x.shape), tuple(x.shape[2:]), None, beside if thin is None else thin,
+            dy, self._packed(weight, backward=True), tuple(x.shape), tuple(x.shape[2:]), None, beside if thin is None else thin,
             backward=True, thin=0 if thin is None else thin.shape[1],
         )  # fmt: skip
 

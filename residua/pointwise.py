@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from residua import native
 
 __all__ = [
-    "Norm", "convolved", "input_gradient", "norm_gradient", "obstacle", "packed", "pays", "step_of", "suits", "weight_gradient",
+    "Norm", "convolution", "convolved", "input_gradient", "norm_gradient", "obstacle", "packed", "pays", "step_of", "suits",
+    "weight_gradient",
 ]  # fmt: skip
 
 _SOURCE = "pointwise.c"
@@ -83,12 +84,9 @@ def packed(weight: Tensor, *, backward: bool = False) -> Tensor:
     return u
 
 
-def convolved(
-    x: Tensor, u: Tensor, outputs: int, *, bias: None = None, beside: Tensor | None = None, norm: Norm | None = None
-) -> Tensor:
+def convolved(x: Tensor, u: Tensor, outputs: int, *, beside: Tensor | None = None, norm: Norm | None = None) -> Tensor:
     """conv(x) + beside, or conv(relu(norm(x))) + beside, as far as these are given: x [N, C, H, W] in bf16 and channels-last
     order -> [N, `outputs`, H, W]. `u` is what `packed` gave. Without gradient."""
-    assert bias is None, "layers with a bias are not suited"
     images, inputs, height, width = x.shape
     y = torch.empty((images, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     failed = _library().pointwise_convolve(
@@ -101,6 +99,12 @@ def convolved(
 def input_gradient(dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:
     """That of the input x [N, C, H, W], with `beside` added, from that of the result, in bf16 and channels-last order."""
     return convolved(dy, packed(weight, backward=True), x.shape[1], beside=beside)
+
+
+def convolution(x: Tensor, weight: Tensor, *, bias: None = None, beside: Tensor | None = None) -> Tensor:
+    """conv(x) + beside, if that is given, with weights [K, C, 1, 1]; as `convolved`."""
+    assert bias is None, "layers with a bias are not suited"
+    return convolved(x, packed(weight), len(weight), beside=beside)
 
 
 def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, *, norm: Norm | None = None) -> Tensor:

@@ -1,9 +1,10 @@
 """3x3 convolutions with 2.25 times fewer multiplications, in bf16: Winograd's algorithm F(2x2, 3x3). Layer 2.
 
 Most multiplications of a residual network are in 3x3 convolutions of stride 1. Taken tile by tile, 2 x 2 outputs at once, they
-need 16 multiplications a channel in place of 36 (Lavin and Gray 2016, section 4.1), and so do both gradients. The transforms of
-tiles and weights are additions in float32, made while the tiles lie in the processor's cache. What is multiplied is rounded to
-bf16 once more than in a plain convolution: the result is some 0.4 % of its size away from one in float64, a plain one's 0.2 %.
+need 16 multiplications a channel in place of 36 (Lavin and Gray 2016, section 4.1), and so do both gradients; where a side is
+odd, the tiles of its last outputs need half of that. The transforms of tiles and weights are additions in float32, made while the
+tiles lie in the processor's cache. What is multiplied is rounded to bf16 once more than in a plain convolution: the result is
+some 0.4 % of its size away from one in float64, a plain one's 0.2 %.
 
 The loops are in winograd.c, for processors that multiply bf16 (AVX-512 BF16), and take maps in channels-last order. Layers made
 of them are in `residua.convolving`.
@@ -12,6 +13,7 @@ of them are in `residua.convolving`.
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 
 import torch
@@ -20,8 +22,8 @@ from torch import Tensor, nn
 from residua import native
 
 __all__ = [
-    "convolved", "convolved_maxima", "input_gradient", "maxima", "obstacle", "packed", "pays", "preferred", "suits",
-    "weight_gradient",
+    "convolution", "convolved", "convolved_maxima", "input_gradient", "maxima", "obstacle", "packed", "pays", "preferred",
+    "suits", "weight_gradient",
 ]  # fmt: skip
 
 _SOURCE = "winograd.c"
@@ -48,9 +50,9 @@ def preferred() -> bool:
 def _library() -> ctypes.CDLL:
     library = native.library(_SOURCE, ())
     pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    library.winograd_weights.argtypes = [pointer, pointer, number, number, flag]
+    library.winograd_weights.argtypes = [pointer, pointer, number, number, flag, flag]
     library.winograd_weights.restype = None
-    library.winograd_convolve.argtypes = [pointer] * 7 + [flag] + [number] * 5
+    library.winograd_convolve.argtypes = [pointer] * 7 + [flag] + [number] * 5 + [flag]
     library.winograd_gradient.argtypes = [pointer] * 4 + [number] * 5
     return library
 
@@ -70,20 +72,25 @@ def suits(layer: nn.Module | None) -> bool:
 
 
 def pays(x: Tensor, least: int = LEAST_TILES) -> bool:
-    """Whether the tiles of maps [N, C, H, W] need less than four fifths of a plain convolution's multiplications, and are
+    """Whether maps [N, C, H, W] need less than four fifths of a plain convolution's multiplications, and their tiles are
     many enough (at least `least`) to outweigh the transform of the weights."""
     images, _, height, width = x.shape
-    tiles = -(-height // 2) * -(-width // 2)
-    return images * tiles >= least and 16 * tiles < 0.8 * 9 * height * width
+    products = math.prod(4 * (side // 2) + 2 * (side % 2) for side in (height, width))
+    return images * -(-height // 2) * -(-width // 2) >= least and min(height, width) > 1 and products < 0.8 * 9 * height * width
 
 
-def packed(weight: Tensor, *, backward: bool = False) -> Tensor:
-    """Weights [K, C, 3, 3] as the loops read them, in bf16: 16/9 as many. `backward`: for the gradient of the input."""
+def packed(weight: Tensor, *, backward: bool = False, edged: bool = False) -> Tensor:
+    """Weights [K, C, 3, 3] as the loops read them, in bf16: 16/9 as many. `backward`: for the gradient of the input. `edged`:
+    25/9 as many, for maps with an odd side, whose last tiles then need half of the multiplications or less."""
     outputs, inputs = weight.shape[:2]
     weight = weight.detach().float().contiguous(memory_format=torch.channels_last)
-    u = torch.empty(16 * _filled(outputs) * _filled(inputs), dtype=torch.bfloat16)
-    _library().winograd_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, backward)
+    u = torch.empty((25 if edged else 16) * _filled(outputs) * _filled(inputs), dtype=torch.bfloat16)
+    _library().winograd_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, backward, edged)
     return u
+
+
+def _odd(x: Tensor) -> bool:
+    return bool(x.shape[2] % 2 or x.shape[3] % 2)
 
 
 def _filled(channels: int) -> int:
@@ -106,13 +113,19 @@ def convolved(
     failed = _library().winograd_convolve(
         x.data_ptr(), None, u.data_ptr(), out.data_ptr(), None, None if bias is None else bias.data_ptr(),
         None if beside is None else beside.data_ptr(), relu, images, height, width, inputs, outputs,
+        u.numel() == 25 * _filled(outputs) * _filled(inputs),
     )  # fmt: skip
     return _whole(failed, out)
 
 
+def convolution(x: Tensor, weight: Tensor, *, bias: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+    """conv(x) + bias + beside, as far as these are given, with weights [K, C, 3, 3]; as `convolved`."""
+    return convolved(x, packed(weight, edged=_odd(x)), len(weight), bias=bias, beside=beside)
+
+
 def input_gradient(dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:
     """That of the input x [N, C, H, W], with `beside` added, from that of the result, in bf16 and channels-last order."""
-    return convolved(dy, packed(weight, backward=True), x.shape[1], beside=beside)
+    return convolved(dy, packed(weight, backward=True, edged=_odd(x)), x.shape[1], beside=beside)
 
 
 def _whole(failed: int, found: Tensor) -> Tensor:
@@ -133,20 +146,9 @@ def maxima(x: Tensor, u: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     places = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
     failed = _library().winograd_convolve(
-        x.data_ptr(),
-        None,
-        u.data_ptr(),
-        y.data_ptr(),
-        places.data_ptr(),
-        None,
-        None,
-        False,
-        images,
-        height,
-        width,
-        inputs,
-        outputs,
-    )
+        x.data_ptr(), None, u.data_ptr(), y.data_ptr(), places.data_ptr(), None, None, False, images, height, width, inputs,
+        outputs, False,
+    )  # fmt: skip
     return _whole(failed, y), places
 
 
@@ -156,8 +158,9 @@ def convolved_maxima(dy: Tensor, places: Tensor, u: Tensor, outputs: int, sides:
     images, inputs, _, _ = dy.shape
     found = torch.empty((images, outputs, *sides), dtype=dy.dtype, memory_format=torch.channels_last)
     failed = _library().winograd_convolve(
-        dy.data_ptr(), places.data_ptr(), u.data_ptr(), found.data_ptr(), None, None, None, False, images, *sides, inputs, outputs
-    )
+        dy.data_ptr(), places.data_ptr(), u.data_ptr(), found.data_ptr(), None, None, None, False, images, *sides, inputs,
+        outputs, False,
+    )  # fmt: skip
     return _whole(failed, found)
 
 

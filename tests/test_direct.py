@@ -56,12 +56,11 @@ def test_results_and_gradients_are_those_in_float64_up_to_the_roundings_of_a_pla
     weight, bias = made(outputs, inputs, 3, 3, seed=5).float(), torch.randn(outputs, generator=torch.Generator().manual_seed(6))
     exact = F.conv2d(x.double(), weight.double(), padding=1, stride=stride)
     dx, dweight = gradients(x, weight, dy, stride)
-    u = loops.packed(weight)
-    found = loops.convolved(x, u, outputs)
+    found = loops.convolution(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert error(found, exact) < 2**-8
     whole = exact + bias[:, None, None].double() + beside.double()
-    assert error(loops.convolved(x, u, outputs, bias=bias, beside=beside), whole) < 2**-8
+    assert error(loops.convolution(x, weight, bias=bias, beside=beside), whole) < 2**-8
     assert error(loops.input_gradient(dy, weight, x), dx) < 2**-8
     assert error(loops.input_gradient(dy, weight, x, beside=past), dx + past.double()) < 2**-8
     assert error(loops.weight_gradient(x, dy, weight), dweight) < 1e-5, "sums are in float32, and nothing is rounded before"
@@ -77,7 +76,7 @@ def test_small_whole_numbers_are_computed_without_any_error() -> None:
         weight = torch.randint(-3, 4, (outputs, inputs, 3, 3), generator=generator).float()
         dx, dweight = gradients(x, weight, dy, stride)
         exact = F.conv2d(x.double(), weight.double(), padding=1, stride=stride)
-        assert torch.equal(loops.convolved(x, loops.packed(weight), outputs), exact.bfloat16())
+        assert torch.equal(loops.convolution(x, weight), exact.bfloat16())
         assert torch.equal(loops.input_gradient(dy, weight, x), dx.bfloat16())
         assert torch.equal(loops.weight_gradient(x, dy, weight), dweight.float())
 
@@ -89,8 +88,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            u = TWO.packed(weight)
-            found.append((TWO.convolved(x, u, 80), TWO.input_gradient(dy, weight, x), TWO.weight_gradient(x, dy, weight)))
+            found.append((TWO.convolution(x, weight), TWO.input_gradient(dy, weight, x), TWO.weight_gradient(x, dy, weight)))
     finally:
         torch.set_num_threads(threads)
     for others in found[1:]:

@@ -82,6 +82,8 @@ def test_results_and_gradients_are_as_near_to_float64_as_two_roundings_allow(sha
     plain = F.conv2d(x, weight.bfloat16(), padding=1)
     assert error(found, exact) < 2.5 * error(plain, exact) < 2.5 * 2**-8
     assert error(winograd.convolved(dy, winograd.packed(weight, backward=True), inputs), dx) < 2**-7
+    assert error(winograd.convolution(x, weight), exact) < 2.5 * error(plain, exact), "with fewer points where a side is odd"
+    assert error(winograd.input_gradient(dy, weight, x), dx) < 2**-7
     assert error(winograd.weight_gradient(x, dy, weight), dweight) < 2**-7
     assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -99,13 +101,16 @@ def test_small_whole_numbers_are_computed_without_any_error() -> None:
         exact = F.conv2d(x.double(), weight.double(), padding=1)
         assert torch.equal(winograd.convolved(x, winograd.packed(weight), outputs), exact.bfloat16())
         assert torch.equal(winograd.convolved(dy, winograd.packed(weight, backward=True), inputs), dx.bfloat16())
+        assert torch.equal(winograd.convolution(x, weight), exact.bfloat16())
+        assert torch.equal(winograd.input_gradient(dy, weight, x), dx.bfloat16())
         assert torch.equal(winograd.weight_gradient(x, dy, weight), dweight.float())
 
 
 @here
-def test_bias_addition_and_relu_are_computed_before_the_rounding_and_may_write_over_what_is_added() -> None:
+@pytest.mark.parametrize("edged", [False, True])
+def test_bias_addition_and_relu_are_computed_before_the_rounding_and_may_write_over_what_is_added(edged: bool) -> None:
     x, beside, weight, bias = made(2, 32, 9, 7, seed=1), made(2, 64, 9, 7, seed=2), weights(64, 32), torch.randn(64)
-    u = winograd.packed(weight)
+    u = winograd.packed(weight, edged=edged)
     exact = (F.conv2d(x.double(), weight.double(), bias.double(), padding=1) + beside.double()).relu()
     found = winograd.convolved(x, u, 64, bias=bias, beside=beside, relu=True)
     assert error(found, exact) < 2**-7
@@ -117,18 +122,19 @@ def test_bias_addition_and_relu_are_computed_before_the_rounding_and_may_write_o
 
 
 @here
-def test_the_bytes_do_not_depend_on_the_number_of_threads_or_images_beside() -> None:
-    x, dy, weight = made(9, 64, 14, 14, seed=1), made(9, 96, 14, 14, seed=2), weights(96, 64)
+@pytest.mark.parametrize("side", [14, 31])
+def test_the_bytes_do_not_depend_on_the_number_of_threads_or_images_beside(side: int) -> None:
+    x, dy, weight = made(9, 64, side, side, seed=1), made(9, 96, side, side, seed=2), weights(96, 64)
     threads, found = torch.get_num_threads(), []
     try:
-        for count in (1, 2, 3):
+        for count in (1, 2, 3, 9):
             torch.set_num_threads(count)
-            found.append((winograd.convolved(x, winograd.packed(weight), 96), winograd.weight_gradient(x, dy, weight)))
+            found.append((winograd.convolution(x, weight), winograd.weight_gradient(x, dy, weight)))
     finally:
         torch.set_num_threads(threads)
     for others in found[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found[0], others))
-    alone = winograd.convolved(x[4:5], winograd.packed(weight), 96)
+    alone = winograd.convolution(x[4:5], weight)
     assert torch.equal(alone, found[0][0][4:5])
 
 
