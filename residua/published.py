@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,7 +56,8 @@ class Published:
         return {n: p for n, p in inspect.signature(self.builder).parameters.items() if n != "depth"}
 
     def check(self, name: str, options: Mapping[str, Any], others: Iterable[str] = ()) -> None:
-        """Raises `RequestError` for an option that is neither one of the network called `name` nor one of `others`."""
+        """Raises `RequestError` for an option that is neither one of the network called `name` nor one of `others`, and for a
+        value that is not of the option's kind (a text for a number)."""
         known = [*self.options(), *others]
         for option in options:
             if option not in known:
@@ -63,3 +65,35 @@ class Published:
         for count in ("num_classes", "in_channels"):
             if count in options and (not isinstance(options[count], int) or options[count] < 1):
                 raise RequestError(f"{count} of {name} must be a whole number of at least 1, not {options[count]!r}.")
+        signature = inspect.signature(self.builder).parameters
+        for option, value in options.items():
+            if option in signature and (wanted := _wanted(signature[option], value)):
+                quoted = _is_number(value) and "number" in wanted
+                given = f"the text {value!r}: give it without quotation marks" if quoted else repr(value)
+                raise RequestError(f"{option} of {name} must be {wanted}, not {given}.")
+
+
+_KINDS: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "int": ("a whole number", int),
+    "float": ("a number", (int, float)),
+    "bool": ("true or false", bool),
+}
+
+
+def _wanted(parameter: inspect.Parameter, value: Any) -> str:
+    """What `value` would have to be for a parameter that takes numbers or truth values; "" where it is that, or where the
+    annotation asks for something else, which the builder checks."""
+    kind, _, rest = str(parameter.annotation).partition(" | ")
+    if kind not in _KINDS or rest not in ("", "None") or (rest and value is None):
+        return ""
+    words, types = _KINDS[kind]
+    fits = isinstance(value, types) and (kind == "bool" or not isinstance(value, bool))
+    return "" if fits else f"{words} or None" if rest else words
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a text that reads as a number."""
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False

@@ -75,8 +75,8 @@ def vary(
         _initialize(network, initializer)
     if start is not None:
         _start(network, start)
-    if not 0 <= stochastic_depth < 1:
-        raise RequestError(f"stochastic_depth is a probability in [0, 1), not {stochastic_depth}.")
+    if not isinstance(stochastic_depth, (int, float)) or not 0 <= stochastic_depth < 1:
+        raise RequestError(f"stochastic_depth is a probability in [0, 1), not {stochastic_depth!r}.")
     if stochastic_depth:
         units = _additive(network, "stochastic depth")
         for index, unit in enumerate(units):

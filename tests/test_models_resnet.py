@@ -208,7 +208,7 @@ def test_models_are_listed_by_pattern() -> None:
         ("imagenet_resnet", {"depth": 51}, "18, 34, 50, 101, 152"),
         ("resnet18", {"width": 0.01}, "whole number of channels"),
         ("resnet20", {"width": float("inf")}, "whole number of channels"),
-        ("preact_resnet101", {"width": "half"}, "whole number of channels"),
+        ("preact_resnet101", {"width": "half"}, "width of preact_resnet101 must be a number"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_what_can(name: str, options: dict[str, object], words: str) -> None:
@@ -297,3 +297,25 @@ def test_every_kind_of_unit_is_captured_in_one_graph_that_computes_the_same(
     torch.testing.assert_close(y, twin(x), rtol=0, atol=0)
     for (path, own), other in zip(model.state_dict().items(), twin.state_dict().values()):
         assert torch.equal(own, other), path
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cifar_resnet", {"depth": "20"}, "depth of cifar_resnet must be a whole number, not the text '20': give it without"),
+        ("cifar_resnet", {"depth": 20.0}, r"depth of cifar_resnet must be a whole number, not 20\.0\."),
+        ("cifar_resnet", {"depth": True}, r"depth of cifar_resnet must be a whole number, not True\."),
+        ("cifar_resnet", {"depth": 20, "dropout": "much"}, r"dropout of cifar_resnet must be a number, not 'much'\."),
+        ("resnet18", {"width": "2"}, "width of resnet18 must be a number, not the text '2'"),
+        ("resnet20", {"plain": "no"}, r"plain of resnet20 must be true or false, not 'no'\."),
+        ("cifar_resnet", {"depth": 20, "stochastic_depth": "0.5"}, r"stochastic_depth is a probability in \[0, 1\), not '0\.5'"),
+        (
+            "imagenet_densenet",
+            {"depth": 121, "growth": "32"},
+            "growth of imagenet_densenet must be a whole number or None",
+        ),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_named_with_the_kind_it_needs(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        create_model(name, **options)

@@ -265,7 +265,9 @@ def test_a_narrower_network_has_the_same_form_with_a_fourth_of_the_maps() -> Non
     assert narrow.feature_channels == (64, 128, 256)
 
 
-@pytest.mark.parametrize("outer", [0, 30, 2.5])
-def test_an_outer_width_that_is_no_multiple_of_4_is_refused(outer: float) -> None:
-    with pytest.raises(RequestError, match="outer must be a multiple of 4"):
+@pytest.mark.parametrize(
+    ("outer", "words"), [(0, "a multiple of 4"), (30, "a multiple of 4"), (2.5, r"a whole number, not 2\.5")]
+)
+def test_an_outer_width_that_is_no_multiple_of_4_is_refused(outer: float, words: str) -> None:
+    with pytest.raises(RequestError, match=f"outer .*must be {words}"):
         create_model("cifar_resnext", outer=outer)
