@@ -128,7 +128,8 @@ def is_vacant(path: Path) -> bool:
 def open_run(path: Path | str) -> Run:
     """The run in `path`, or the one of that name that comes with the package (`shipped`).
 
-    Raises `RequestError` if it is none, or of a format that this version does not read.
+    Raises `RequestError` if it is none, of a format that this version does not read, or if a file of it is damaged, with the
+    file's name.
     """
     path = located(path)
     if not path.is_dir():
@@ -136,7 +137,7 @@ def open_run(path: Path | str) -> Run:
     if not is_run(path):
         raise RequestError(f"{path} is not a run directory: it has no manifest.json.{_instead(path)}")
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = _manifest(path / "manifest.json")
         if manifest["format"] != FORMAT:
             raise RequestError(f"The run {path} has format {manifest['format']}; this version reads format {FORMAT}.")
         recipe = recipes.from_dict(json.loads((path / "recipe.json").read_text(encoding="utf-8")), str(path / "recipe.json"))
@@ -149,6 +150,23 @@ def open_run(path: Path | str) -> Run:
     except Exception as error:  # a damaged file can fail in the parser of any of the four formats
         raise RequestError(f"The run {path} is damaged: {error}.") from error
     return Run(path, recipe, manifest, data, normalization)
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    """What manifest.json holds; raises `RequestError` where a field is missing or wrong that every use of a run needs."""
+    manifest = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{file} holds no object with fields")
+    for field in ("format", "total_steps"):
+        advice = "Put the file back from a copy of the run, or train it anew into another --out."
+        if field not in manifest:
+            raise RequestError(f"The run {file.parent} is damaged: {file} has no field {field}. {advice}")
+        if type(manifest[field]) is not int or manifest[field] < 1:
+            raise RequestError(
+                f"The run {file.parent} is damaged: in {file} the field {field} is {manifest[field]!r}, not a whole number of at "
+                f"least 1. {advice}"
+            )
+    return manifest
 
 
 def shipped() -> list[str]:

@@ -200,6 +200,18 @@ def test_a_run_that_is_not_finished_says_which_weights_are_used(run: runs.Run) -
         runs.load(run.path)
 
 
+@pytest.mark.parametrize("field", ["format", "total_steps"])
+def test_a_manifest_without_a_field_is_refused_by_file_and_field(run: runs.Run, field: str) -> None:
+    file = run.path / "manifest.json"
+    file.write_text(json.dumps({name: value for name, value in run.manifest.items() if name != field}))
+    for use in (runs.load, open_run):
+        with pytest.raises(RequestError, match=rf"is damaged: {file} has no field {field}\. Put the file back"):
+            use(run.path)
+    file.write_text(json.dumps({**run.manifest, field: "many"}))
+    with pytest.raises(RequestError, match=rf"in {file} the field {field} is 'many', not a whole number"):
+        runs.load(run.path)
+
+
 def test_a_run_whose_last_checkpoint_is_damaged_is_not_shipped(run: runs.Run, tmp_path: Path) -> None:
     whole = checkpoints.read(run.checkpoints / "step-00000001")
     checkpoints.write(run.checkpoints, checkpoints.Checkpoint(0, whole.tensors, whole.extra))
