@@ -94,7 +94,8 @@ def module_subject(
     again and again in the same order: a list, or a loader that does not shuffle.
 
     The module itself is used, not a copy, and put into evaluation mode. Raises `RequestError` for batches that can be read only
-    once, that are empty, whose labels are not the numbers of classes, or on which the module does not give logits.
+    once, that are empty, whose images are no floating-point tensors, whose labels are not the numbers of classes, or on which the
+    module does not give logits.
     """
     if isinstance(batches, Iterator):
         raise RequestError("The batches of an analysis are read several times: give a list or a loader, not an iterator.")
@@ -139,9 +140,15 @@ def module_subject(
 
 
 def _labels(batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[int, list[int]]:
-    """The highest label and the sizes of the batches, whose labels are checked."""
+    """The highest label and the sizes of the batches, whose images and labels are checked."""
     highest, sizes = -1, []
     for images, labels in batches:
+        if not (isinstance(images, Tensor) and images.is_floating_point()):
+            given = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise RequestError(
+                f"Images to analyse are a floating-point tensor [N, C, H, W], normalised as the module's input is; these are "
+                f"{given}. Pixels of 0 to 255 become one by (images.float() / 255 - mean) / std."
+            )
         whole = isinstance(labels, Tensor) and not (
             labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
         )

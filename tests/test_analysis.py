@@ -224,6 +224,19 @@ def test_labels_that_are_no_classes_are_refused_before_any_work(labels: Any, wor
         analyze(create_model("cifar_resnet", depth=8), batches=[(images(), fine), (images(), labels)], only=["responses"])
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (torch.zeros(6, 3, 16, 16, dtype=torch.uint8), r"floating-point tensor .*these are torch\.uint8 \[6, 3, 16, 16\].*/ 255"),
+        (images().numpy(), "these are ndarray"),
+    ],
+)
+def test_images_that_are_no_floats_are_refused_before_any_work(wrong: Any, words: str) -> None:
+    labels = torch.zeros(6, dtype=torch.int64)
+    with pytest.raises(RequestError, match=words):
+        analyze(create_model("cifar_resnet", depth=8), batches=[(wrong, labels)], only=["responses"])
+
+
 def test_one_logit_is_no_choice() -> None:
     model = create_model("cifar_resnet", depth=8, num_classes=1)
     with pytest.raises(RequestError, match="at least two classes"):
