@@ -36,7 +36,7 @@ from residua.runs import Run
 from residua.scoring import chosen_device
 from residua.subjects import run_subject
 from residua.training import train
-from residua.unit import Located
+from residua.unit import Add, Located, SampledAdd, walk
 
 __all__ = ["FILE", "Removal", "choose", "fine_tuning", "shorten"]
 
@@ -87,7 +87,8 @@ def shorten(
     network = run_directories.load(parent)
     number = _to_remove(outermost(network), keep, str(parent.path))
     where = chosen_device(device)
-    fine_tuning(parent, (), epochs, set or {})  # a request that cannot be met is refused before anything is measured
+    # a request that cannot be met is refused before anything is measured
+    _check_kept_units(network, number, keep, fine_tuning(parent, (), epochs, set or {}), str(parent.path))
     card = _stored(target, parent, keep)
     if card is None:
         subject = run_subject(parent, split=_split(parent), data_dir=data_dir, device=where)
@@ -142,6 +143,20 @@ def _to_remove(units: Sequence[Located], keep: int, where: str) -> int:
             f"{len(units) - 1} can be kept.{kept}"
         )
     return len(units) - keep
+
+
+def _check_kept_units(network: nn.Module, number: int, keep: int, recipe: Recipe, where: str) -> None:
+    """Refuses a recipe whose training keeps more units in a pass (`kept_units`) than are left once `number` are gone."""
+    kept = recipe.model.options.get("kept_units", 0)
+    adding = [found for found in walk(network) if isinstance(found.unit.merge, (Add, SampledAdd))]
+    removable = [found.path for found in outermost(network) if found.removable]
+    within = [sum(f"{found.path}.".startswith(f"{path}.") for found in adding) for path in removable]
+    left = len(adding) - sum(sorted(within, reverse=True)[:number])  # whichever go, no fewer are left
+    if type(kept) is int and kept > left:
+        raise RequestError(
+            f"--keep {keep} is not possible with kept_units={kept}, by which {where} trains on {kept} units at a time: {left} "
+            f"that add would be left. Keep more units, or tune with --set model.options.kept_units={left} (0: with all)."
+        )
 
 
 def _split(parent: Run) -> str:

@@ -15,7 +15,7 @@ from trainings import Stop, final_bytes, settings, stopped, train, write_images
 from typer.testing import CliRunner
 
 import residua
-from residua import runs
+from residua import runs, shortening
 from residua.cli import app
 from residua.errors import RequestError
 from residua.evaluation import evaluate
@@ -197,6 +197,18 @@ def test_a_length_that_cannot_be_is_refused_before_any_work(parent: Run, tmp_pat
     with pytest.raises(RequestError, match="epochs"):
         shorten(parent, keep=4, epochs=0.0, out=tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_more_units_kept_in_training_than_are_left_is_refused_before_any_work(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(data, tmp_path / "run", model__depth=14, model__kept_units=5, steps=1)
+    monkeypatch.setattr(shortening, "choose", lambda *_: pytest.fail("units were measured"))
+    with pytest.raises(RequestError, match=r"--keep 4 is not possible with kept_units=5, .*4 that add would.*kept_units=4"):
+        shorten(run, keep=4, out=tmp_path / "short")
+    assert not (tmp_path / "short").exists()
+    with pytest.raises(pytest.fail.Exception, match="were measured"):
+        shorten(run, keep=4, out=tmp_path / "short", set={"model.options.kept_units": 4, "steps": 2})
 
 
 def test_another_directory_is_refused(parent: Run, child: tuple[Run, dict[str, Any]], data: Path, tmp_path: Path) -> None:
