@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from residua.errors import RequestError, unknown
 from residua.network import Network
-from residua.unit import Concat, Located, Unit, walk
+from residua.unit import Concat, Located, Unit, shape_changed, walk
 
 __all__ = ["outermost", "remove", "taken_out", "why_kept"]
 
@@ -29,7 +29,9 @@ def why_kept(unit: Unit) -> str:
         return ""
     if isinstance(unit.merge, Concat):
         return "it concatenates, and what follows reads its maps"
-    return "it changes the shape of the signal" if unit.shortcut is None else "its shortcut is not the identity"
+    if unit.shortcut is not None:
+        return "its shortcut is not the identity"
+    return shape_changed(unit.branch)
 
 
 def remove(network: Network, paths: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from residua.census import Skip, census
 from residua.errors import RequestError
-from residua.functional import operation
+from residua.functional import arguments, operation
 from residua.graph import capture, shape_of
 from residua.rewiring import Rewired
 from residua.signals import read
@@ -94,14 +95,17 @@ def plain_twin(model: nn.Module, example_inputs: tuple[Any, ...] | Tensor, *, sh
 def _uncuttable(skip: Skip) -> str:
     """Why a skip cannot be cut; "" where it can."""
     if skip.kind == "concatenate":
-        return "a concatenation, without which the next layer has too few channels"
+        before, after = shape_of(skip.merge_node), shape_of(skip.ways[1])
+        return f"a concatenation: without the bypass what follows would read the shape {after} instead of {before}"
     if skip.kind == "gate":
         return "a gate, whose two ways share their weight: without the bypass the branch is only scaled down"
     if skip.kind == "index":
         return "pooling indices, without which the unpooling does not know where to"
     merge, branch = skip.merge_node, skip.ways[1]
     if operation(merge) != "add" or merge.kwargs.get("alpha", 1) != 1:
-        return "not a plain sum, so that the branch alone has another sign or scale"
+        if arguments(merge)[1] is branch:
+            return "the branch has another sign or scale in the sum than alone"
+        return "the bypass has another sign or scale in the sum, which makes it no x + F"
     if shape_of(merge) != shape_of(branch):
         return f"the branch of shape {shape_of(branch)} is repeated in the sum of shape {shape_of(merge)}"
     return ""
@@ -129,11 +133,13 @@ def with_skips(
     rewired = Rewired(model, found.captured)
     layers = [spot.node for spot in read(found.captured).spots if spot.weighs]
     bypassed = _bypassed(found.skips)
+    inputs = [node for node in found.captured.module.graph.nodes if node.op == "placeholder"]
+    computed = _reach(inputs, lambda node: list(node.users))
     groups, reasons = [], {}
     for start in range(len(layers) - every + 1):
         group = layers[start : start + every]
         merge = _end(group[-1])
-        reason = _unfit(group, merge, bypassed, padded)
+        reason = _unfit(group, merge, bypassed, computed, padded)
         groups.append((group, merge, reason))
         if reason:
             reasons[start] = reason
@@ -176,29 +182,46 @@ def _end(layer: fx.Node) -> fx.Node:
     return node
 
 
-def _bypassed(skips: tuple[Skip, ...]) -> set[fx.Node]:
-    """The nodes between the source and the merge of a skip."""
-    found: set[fx.Node] = set()
+def _bypassed(skips: tuple[Skip, ...]) -> dict[fx.Node, str]:
+    """The nodes between the source and the merge of a skip, "round" where it goes round them and "on" where it passes them."""
+    found: dict[fx.Node, str] = {}
     for skip in skips:
-        pending = [skip.merge_node]
-        while pending:
-            node = pending.pop()
-            if node not in found and node is not skip.source_node:
-                found.add(node)
-                pending += node.all_input_nodes
+        later = _reach([skip.source_node], lambda node: list(node.users))
+        between = [later & _reach([way], lambda node: node.all_input_nodes) - {skip.source_node} for way in skip.ways]
+        for node in between[0] - between[1]:
+            found.setdefault(node, "on")
+        found.update(dict.fromkeys(between[1], "round"))
     return found
 
 
-def _unfit(group: list[fx.Node], merge: fx.Node, bypassed: set[fx.Node], padded: bool) -> str:
-    """Why no skip fits round a group of layers; "" where one does."""
-    if any(layer in bypassed for layer in group):
+def _reach(starts: Iterable[fx.Node], following: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """The nodes `starts` and all that are reached from them by `following`."""
+    found: set[fx.Node] = set()
+    pending = list(starts)
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += following(node)
+    return found
+
+
+def _unfit(group: list[fx.Node], merge: fx.Node, bypassed: Mapping[fx.Node, str], computed: set[fx.Node], padded: bool) -> str:
+    """Why no skip fits round a group of layers; "" where one does. `computed` are the nodes that depend on the input."""
+    if all(bypassed.get(layer) == "round" for layer in group):
         return "there is a skip round it already"
+    for layer in group:
+        if layer in bypassed:
+            told = "there is a skip round {} already" if bypassed[layer] == "round" else "{} is on the shortcut of a skip already"
+            return told.format(place(layer))
     for first, second in itertools.pairwise(group):
+        if first not in _reach([second], lambda node: node.all_input_nodes):
+            return f"{place(second)} does not read what {place(first)} gives"
         node = second
         while node is not first:
-            readers = [n for n in node.all_input_nodes if n.op not in ("get_attr", "placeholder")]
+            readers = [n for n in node.all_input_nodes if n in computed and n.op != "placeholder"]
             if len(readers) != 1:
-                return "the layers that follow it do not stand in series"
+                return f"another signal joins between {place(first)} and {place(second)}"
             node = readers[0]
     source = _input(group[0])
     before, after = shape_of(source), shape_of(merge)

@@ -156,19 +156,24 @@ def is_removable(unit: Unit) -> bool:
         return False
     if unit.shortcut is not None:
         return isinstance(unit.shortcut, nn.Identity)
-    return keeps_shape(unit.branch)
+    return not shape_changed(unit.branch)
 
 
-def keeps_shape(branch: nn.Module) -> bool:
-    """Whether a chain of layers ends with the width it began with and no layer strides; False where that cannot be read."""
+def shape_changed(branch: nn.Module) -> str:
+    """What speaks against a chain of layers keeping the shape of its input: another width at the end, a layer that strides, or
+    that its layers do not tell. "" where nothing does."""
     layers = [m for m in branch.modules() if getattr(getattr(m, "weight", None), "ndim", 0) > 1]
-    if not layers:
-        return False
-    first, last = layers[0], layers[-1]
-    width_in = getattr(first, "in_channels", getattr(first, "in_features", None))
-    width_out = getattr(last, "out_channels", getattr(last, "out_features", None))
-    strides = [tuple(getattr(layer, "stride", ())) for layer in layers]
-    return width_in is not None and width_in == width_out and all(set(stride) <= {1} for stride in strides)
+    widths = [
+        getattr(layer, f"{side}_channels", getattr(layer, f"{side}_features", None))
+        for layer, side in zip((layers[:1] + layers[-1:]), ("in", "out"))
+    ]  # fmt: skip
+    if not widths or None in widths:
+        return "whether it keeps the shape of the signal cannot be read from its layers"
+    if widths[0] != widths[1]:
+        return f"it changes the shape of the signal, from {widths[0]} channels to {widths[1]}"
+    if any(set(getattr(layer, "stride", ())) - {1} for layer in layers):
+        return "it changes the shape of the signal: a layer of it strides"
+    return ""
 
 
 def draw_depth(merges: Iterable[SampledAdd], *keys: int | str) -> None:

@@ -11,7 +11,7 @@ from residua.errors import RequestError
 from residua.models import create_model
 from residua.network import Network
 from residua.removal import outermost, remove, taken_out, why_kept
-from residua.unit import switched_off
+from residua.unit import Unit, switched_off
 
 
 def built(name: str = "cifar_resnet", **options: object) -> Network:
@@ -94,6 +94,8 @@ def test_what_cannot_be_removed_is_refused_with_the_reason(paths: list[str], mes
 
 def test_the_reasons_are_those_of_the_unit() -> None:
     assert "concatenates" in why_kept(outermost(built("densenet_40_12"))[0].unit)
-    assert "shape" in why_kept(outermost(built(depth=14, plain=True))[2].unit)
+    assert "from 16 channels to 32" in why_kept(outermost(built(depth=14, plain=True))[2].unit)
+    assert "a layer of it strides" in why_kept(Unit(nn.Conv2d(4, 4, 3, stride=2, padding=1)))
+    assert "cannot be read from its layers" in why_kept(Unit(nn.ReLU()))
     assert why_kept(outermost(built(depth=14))[1].unit) == ""
     assert isinstance(built(depth=14, removed_units=["stages.0.1"]).get_submodule("stages.0.1"), nn.Identity)

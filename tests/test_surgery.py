@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -148,7 +149,9 @@ def test_where_both_kinds_are_the_additions_are_cut_and_the_concatenations_named
     x = torch.randn(2, 4, 8, 8)
     done = plain_twin(model, x)
     torch.testing.assert_close(done.model(x), model[1].branch(model[0](x)))
-    assert [refusal.reason for refusal in done.refusals] == ["a concatenation, without which the next layer has too few channels"]
+    assert [refusal.reason for refusal in done.refusals] == [
+        "a concatenation: without the bypass what follows would read the shape (2, 2, 8, 8) instead of (2, 6, 8, 8)"
+    ]
 
 
 def test_a_difference_and_a_repeated_branch_are_refused() -> None:
@@ -250,3 +253,54 @@ def test_a_linear_stack_becomes_a_chain_of_sums() -> None:
     for layer in model:
         y = y + layer(y)
     close(done.model(x), y)
+
+
+class Between(nn.Module):
+    """Three linear layers, joined by `run`."""
+
+    def __init__(self, run: Callable[[Between, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run, self.a, self.b, self.c = run, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (lambda net, x: x - net.a(x), "the branch has another sign or scale in the sum"),
+        (lambda net, x: net.a(x) - x, "the bypass has another sign or scale in the sum"),
+        (lambda net, x: torch.add(net.a(x), x, alpha=2), "the bypass has another sign or scale in the sum"),
+        (lambda net, x: torch.add(x, net.a(x), alpha=2), "the branch has another sign or scale in the sum"),
+        (lambda net, x: torch.cat([x, net.a(x)]), r"a concatenation: .* shape \(2, 4\) instead of \(4, 4\)"),
+    ],
+    ids=["minus the branch", "minus the bypass", "bypass doubled", "branch doubled", "along the batch"],
+)
+def test_why_a_skip_cannot_be_cut_is_true_of_it(run: Callable[[Between, Tensor], Tensor], reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        plain_twin(Between(run), torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("run", "reasons"),
+    [
+        (lambda net, x: net.a(x) * net.b(x), {"a": "b does not read what a gives"}),
+        (lambda net, x: net.c(net.b(net.a(x) * torch.sigmoid(x * 2))), {"a": "another signal joins between a and b"}),
+        (lambda net, x: (lambda h: h + net.c(net.b(h)))(net.a(x)), {"a": "there is a skip round b already",
+                                                                    "b": "there is a skip round it already"}),
+        (lambda net, x: net.a(x) + net.c(net.b(x).relu()), {"a": "a is on the shortcut of a skip already"}),
+    ],
+    ids=["side by side", "joined", "round the second", "on the shortcut"],
+)  # fmt: skip
+def test_why_no_skip_is_put_in_is_true_of_the_layers(run: Callable[[Between, Tensor], Tensor], reasons: dict[str, str]) -> None:
+    model = Between(lambda net, x: net.run_last(run(net, x)))
+    model.run_last = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    found = {refusal.source: refusal.reason for refusal in with_skips(model, torch.randn(2, 4)).refusals}
+    assert reasons.items() <= found.items(), found
+
+
+def test_weights_that_are_computed_are_no_signal_that_joins() -> None:
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)) for _ in range(2)]
+    done = with_skips(nn.Sequential(layers[0], nn.ReLU(), layers[1]), torch.randn(2, 4))
+    assert len(done.changes) == 1
