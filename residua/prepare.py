@@ -244,13 +244,21 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
         del changed["data.source"]
     if changed:
         listed = "; ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in changed.items())
-        raise RequestError(f"The run {out} has another recipe ({listed}). Choose another --out, or repeat: {shell(run)}.")
+        raise RequestError(
+            f"The run {out} was begun with another recipe ({listed}), which a run keeps to its end. To continue it, repeat the "
+            f"command that began it: {shell(run)}. To train by the recipe of now, choose another --out."
+        )
     if run.manifest["data_fingerprint"] != dataset.fingerprint():
         raise RequestError(
-            f"The data of the run {out} has changed since it began. Choose another --out to train on the new data."
+            f"The data of the run {out} ({dataset.source}) has changed since it began, and a run has one set of data. Put "
+            "the data back as it was to continue it, or choose another --out to train on the new data."
         )
     if run.manifest["processes"] != share.world:
-        raise RequestError(f"The run {out} was begun with {run.manifest['processes']} processes, not {share.world}.")
+        began = run.manifest["processes"]
+        raise RequestError(
+            f"The run {out} was begun with {_processes(began)}, not {share.world}, and each has its part of a batch. Continue it "
+            f"with {_processes(began)}, or choose another --out to train with {share.world}."
+        )
     run = replace(run, recipe=replace(run.recipe, checkpoints=recipe.checkpoints))
     stored = plan.named(run.manifest["plan"]["name"])
     network = fresh_network(run.recipe)
@@ -260,7 +268,10 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
     if not checkpoints.available(run.checkpoints):  # else the weights come from there, and the file may be gone
         loaded = start_from(network, run.recipe, dataset.classes)
         if loaded is not None and loaded.sha256 != run.manifest["weights"]["sha256"]:
-            raise RequestError(f"{loaded.where} has changed since the run {out} began. Choose another --out to start from it.")
+            raise RequestError(
+                f"The weights {loaded.where} have changed since the run {out} began from them, and it has no checkpoint yet. Put "
+                "the former ones back to continue it, or choose another --out to start from the new ones."
+            )
         if loaded is None:
             fit_to_data(network, dataset.splits["train"], run.recipe, run.normalization)
     return Prepared(run, dataset, stored, network, device, workers)
@@ -290,6 +301,10 @@ def shell(run: Run) -> str:
     import shlex
 
     return shlex.join(run.manifest["command"])
+
+
+def _processes(number: int) -> str:
+    return f"{number} process{'es' * (number != 1)}"
 
 
 def _data_card(dataset: Dataset, stats: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -68,7 +68,10 @@ def read_file(path: Path) -> Source:
     else:
         raise RequestError(f"{path} is none of .safetensors, {', '.join(PICKLES)}. Weights are {TAKES}.")
     if not tensors:
-        raise RequestError(f"{path} holds no tensors.")
+        raise RequestError(
+            f"{path} holds no tensors by name, neither at its top nor under one of {', '.join(WRAPPERS)}: it is no state dict. "
+            "Store one with torch.save(model.state_dict(), PATH), and give that file."
+        )
     return Source(str(path), tensors, stride_on or _stated_stride(path.with_name("config.json")))
 
 
@@ -86,7 +89,10 @@ def _safetensors(path: Path) -> tuple[dict[str, Tensor], str | None]:
             stride_on = (file.metadata() or {}).get("stride_on")
             return {name: file.get_tensor(name) for name in file.keys()}, stride_on  # noqa: SIM118 (no mapping)
     except Exception as error:  # safetensors names its errors differently from version to version
-        raise RequestError(f"{path} is damaged or no safetensors file: {_reason(error)}.") from error
+        raise RequestError(
+            f"{path} is damaged or no safetensors file ({_reason(error)}). Fetch or write it again; a file of torch.save must "
+            f"end with one of {', '.join(PICKLES)}."
+        ) from error
 
 
 def check_torch() -> None:
@@ -105,7 +111,9 @@ def _pickle(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch itself each fail in their own way
         raise RequestError(
-            f"{path} is damaged, or holds more than tensors and plain values (which is not loaded): {_reason(error)}."
+            f"{path} is damaged, or holds more than tensors and plain values, which could run code and is not loaded "
+            f"({_reason(error)}). Fetch it again, or where it was written store the tensors alone: "
+            "torch.save(model.state_dict(), PATH)."
         ) from error
     return plain(found)
 

@@ -151,7 +151,10 @@ def test_a_plan_that_compiles_is_refused_before_anything_is_done(images: Path, t
 
 
 def test_another_number_of_processes_is_refused(images: Path, pair: Run) -> None:
-    with pytest.raises(residua.RequestError, match="begun with 2 processes, not 1"):
+    with pytest.raises(
+        residua.RequestError,
+        match=r"begun with 2 processes, not 1, .*Continue it with 2 processes, or choose another",
+    ):
         train(images, pair.path, **FIELDS)
 
 

@@ -179,6 +179,7 @@ def test_a_changed_recipe_is_refused_with_the_fields_that_differ(images: Path, t
     assert "optim.lr: " in str(caught.value)
     assert "there, 0.01 now" in str(caught.value)
     assert "seed: 0 there, 3 now" in str(caught.value)
+    assert "To train by the recipe of now, choose another --out." in str(caught.value)
     assert "steps" not in str(caught.value).partition("repeat")[0]
 
 
@@ -194,7 +195,7 @@ def test_changed_data_is_refused(images: Path, tmp_path: Path) -> None:
     shutil.copytree(images, tmp_path / "images")
     train(tmp_path / "images", tmp_path / "run", steps=1)
     (tmp_path / "images" / "train" / "dark" / "000.png").unlink()
-    with pytest.raises(RequestError, match="has changed since it began"):
+    with pytest.raises(RequestError, match=r"The data of the run .*images\) has changed since it began, .*Put the data back"):
         train(tmp_path / "images", tmp_path / "run", steps=1)
 
 

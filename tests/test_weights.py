@@ -385,7 +385,9 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.Ca
     torch.save({"weight": Evil()}, tmp_path / "evil.pth")
     (tmp_path / "evil.bin").write_bytes(pickle.dumps(Evil()))
     for name in ("evil.pth", "evil.bin"):
-        assert "holds more than tensors" in refused(small(), tmp_path / name)
+        said = refused(small(), tmp_path / name)
+        assert "holds more than tensors" in said
+        assert "store the tensors alone: torch.save(model.state_dict(), PATH)" in said
     assert "ran code" not in capsys.readouterr().out
 
 
@@ -447,7 +449,7 @@ def test_a_folder_or_file_that_is_no_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_text("hello")
     assert "none of .safetensors" in refused(small(), tmp_path / "w.txt")
     torch.save({"epoch": 3}, tmp_path / "w.pth")
-    assert "holds no tensors" in refused(small(), tmp_path / "w.pth")
+    assert "holds no tensors by name, neither at its top nor under one of state_dict" in refused(small(), tmp_path / "w.pth")
     assert "holds no tensors" in refused(small(), {})
 
 
@@ -795,7 +797,7 @@ def test_before_the_first_checkpoint_changed_weights_are_refused(images: Path, t
             file.unlink()
         path.rmdir()
     weights.save(create_model("cifar_resnet", depth=8), copy)
-    with pytest.raises(RequestError, match="has changed since the run"):
+    with pytest.raises(RequestError, match=r"have changed since the run .* began from them.*Put the former ones back"):
         train(images, tmp_path / "run", model__weights=str(copy), steps=1)
 
 
