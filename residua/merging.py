@@ -1,4 +1,4 @@
-"""Merges of two operands: concatenations and stacks of many, fused sums and gates written as one operation, unfolded. Layer 3.
+"""Merges of two operands: concatenations, stacks and their sums, fused sums and gates in one operation, unfolded. Layer 3.
 
 Every rewriting here keeps what the graph computes.
 """
@@ -20,8 +20,16 @@ _aten = torch.ops.aten
 
 
 def fold_merges(graph: fx.Graph) -> None:
-    """Concatenations and stacks as concatenations of two; fused products and sums, and interpolations, as sums of two ways."""
+    """Concatenations and stacks as concatenations of two; fused products and sums, and interpolations, as sums of two ways; the
+    sum or mean of a stack, along the axis that it adds, as sums of two."""
     folded: dict[tuple[Any, ...], fx.Node] = {}
+    for node in list(graph.nodes):
+        if operation(node) in ("sum", "mean") and isinstance(node.target, torch._ops.OpOverload):
+            stack = arguments(node)[0]
+            if operation(stack) == "stack" and _adds_up(node, stack):
+                _replace(graph, node, partial(_added, graph, node, stack))
+                if not stack.users:
+                    graph.erase_node(stack)
     for node in list(graph.nodes):
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
@@ -77,6 +85,29 @@ def _unstacked(graph: fx.Graph, node: fx.Node) -> fx.Node:
         place = axis if axis >= 0 else len(shape) + 1 + axis
         parts.append(_call(graph, node, _aten.unsqueeze.default, part, axis, shape=[*shape[:place], 1, *shape[place:]]))
     return _call(graph, node, _aten.cat.default, parts, axis)
+
+
+def _adds_up(node: fx.Node, stack: fx.Node) -> bool:
+    """Whether a sum or mean goes over just the axis along which `stack` puts its parts, in the parts' own type."""
+    axes: Any = arguments(node)[1] if len(arguments(node)) > 1 else node.kwargs.get("dim")
+    axes = [axes] if isinstance(axes, int) else axes
+    values: list[Any] = [part.meta.get("val") for part in (stack, node, *arguments(stack)[0])]
+    if not axes or len(axes) != 1 or len(values) < 4 or not all(isinstance(value, Tensor) for value in values):
+        return False
+    same = len({value.dtype for value in values}) == 1 and values[0].is_floating_point()
+    return same and (axes[0] - _axis(stack)) % values[0].dim() == 0
+
+
+def _added(graph: fx.Graph, node: fx.Node, stack: fx.Node) -> fx.Node:
+    """((a + b) + c) + ..., divided by their number for a mean."""
+    total, *rest = arguments(stack)[0]
+    shape = total.meta["val"].shape
+    for part in rest:
+        total = _call(graph, node, _aten.add.Tensor, total, part, shape=shape)
+    if operation(node) == "mean":
+        total = _call(graph, node, _aten.div.Tensor, total, len(rest) + 1, shape=shape)
+    kept = arguments(node)[2] if len(arguments(node)) > 2 else node.kwargs.get("keepdim", False)
+    return _call(graph, node, _aten.unsqueeze.default, total, _axis(stack)) if kept else total
 
 
 def _copied(graph: fx.Graph, node: fx.Node) -> fx.Node | None:

@@ -56,6 +56,12 @@ def through_a_view(net: Written, x: Tensor) -> Tensor:
     return y + net.two(y)
 
 
+def stacked_and_read(net: Written, x: Tensor) -> Tensor:
+    """A stack whose sum is taken, and which is read otherwise too."""
+    both = torch.stack([x, net.one(x)])
+    return both.sum(0) + both[1] + both.sum(1).mean()
+
+
 FORWARDS: dict[str, Callable[..., Any]] = {
     "in place": in_place,
     "through a view": through_a_view,
@@ -63,6 +69,9 @@ FORWARDS: dict[str, Callable[..., Any]] = {
     "several outputs": lambda net, x: {"one": net.one(x), "rest": [net.two(x), (x, 3)]},
     "many concatenated": lambda net, x: torch.cat([x, net.one(x), net.two(x), x * 2], 1),
     "stacked": lambda net, x: torch.stack([x, net.one(x), net.two(x)], -1),
+    "stacked and added": lambda net, x: torch.stack([x, net.one(x), net.two(x)], 1).sum(-2),
+    "stacked and averaged": lambda net, x: torch.stack([x, net.one(x)]).mean(0, keepdim=True),
+    "stacked, added and read": stacked_and_read,
     "fused sums": lambda net, x: torch.addmm(net.one(x), x, x.t() @ x),
     "interpolated": lambda net, x: torch.lerp(x, net.one(x), torch.sigmoid(net.two(x))),
     "interpolated by hand": lambda net, x: x + torch.sigmoid(net.two(x)) * (net.one(x) - x),
