@@ -38,8 +38,9 @@ class Place:
     """Something of a subject that can be switched off: a unit of ours, or a skip that the census found.
 
     `path` is its dotted name, `stage` the number of the stage it stands in (from 0), `depth` its nesting (0: in no other unit).
-    `changes_shape` says that its output has another shape than its input (a stage transition), `shortcut` that something is left
-    when it is off. `unit` is the module, None for a skip of a network that is not built of units.
+    `changes_shape` says that its output has another shape than its input (a stage transition), but for the channels that a
+    concatenation adds; `shortcut` that something is left when it is off. `unit` is the module, None for a skip of a network that
+    is not built of units.
     """
 
     index: int

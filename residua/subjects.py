@@ -24,7 +24,7 @@ from residua.resolve import side_of
 from residua.rewired import Rewired
 from residua.runs import Run
 from residua.scoring import evaluation_view
-from residua.unit import walk
+from residua.unit import Concat, walk
 
 __all__ = ["batch_size_for", "module_subject", "places", "run_subject", "skip_places"]
 
@@ -171,7 +171,7 @@ def places(model: nn.Module, sample: Tensor) -> tuple[Place, ...]:
     changed: dict[nn.Module, bool] = {}
 
     def note(unit: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        changed[unit] = inputs[0].shape != output.shape
+        changed[unit] = _is_transition(inputs[0].shape, output.shape, isinstance(unit.merge, Concat))
 
     handles = [item.unit.register_forward_hook(note) for item in located]
     try:
@@ -196,10 +196,15 @@ def skip_places(rewired: Rewired) -> tuple[Place, ...]:
     found: list[Place] = []
     passed = 0
     for skip in rewired.skips:
-        changes = shape_of(skip.source_node) != shape_of(skip.merge_node)
+        changes = _is_transition(shape_of(skip.source_node), shape_of(skip.merge_node), skip.kind == "concatenate")
         passed += changes and bool(found)
         found.append(Place(skip.index, skip.merge, passed, skip.level, changes, True))
     return tuple(found)
+
+
+def _is_transition(before: tuple[int, ...], after: tuple[int, ...], concatenates: bool) -> bool:
+    """Whether the shape changes; of a concatenation, which adds channels by its nature, that of the map."""
+    return before[2:] != after[2:] if concatenates else before != after
 
 
 def batch_size_for(side: int) -> int:

@@ -263,6 +263,19 @@ def test_signal_says_which_units_break_the_identities() -> None:
     assert found["trained"]["sum_derivative"]["kept"][1][-1] > 0
 
 
+def test_signal_asks_the_identities_of_no_unit_that_concatenates() -> None:
+    with torch.random.fork_rng(devices=[]):
+        dense = create_model("cifar_densenet", depth=13, growth=4)
+    found = signal.measure(module_subject(dense, batches()), Budget(20))
+    said = signal.read({"net": found})[1]
+    assert "all 9 units concatenate, of which the identities of a sum are not asked" in said
+    assert "exact identities" not in said
+    titles = [drawing.title for drawing in signal.draw({"net": found})]
+    assert "How far each unit is from the identities" not in titles
+    both = {"net": found, "sum": signal.measure(subject("preact_cifar_resnet", depth=14), Budget(20))}
+    assert "How far each unit is from the identities" in [drawing.title for drawing in signal.draw(both)]
+
+
 def test_signal_at_initialisation_has_the_plain_twin_beside_it() -> None:
     of = module_subject(network(depth=14), batches())
     of = Subject(**{**of.__dict__, "fresh": lambda: network(depth=14)})

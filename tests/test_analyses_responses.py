@@ -68,7 +68,14 @@ def test_shortcuts_and_the_classifier_are_named_and_stand_outside_the_figure() -
 def test_a_layer_without_normalisation_is_said() -> None:
     result = responses.measure(subject("preact_resnet110"), Budget(60))
     assert result["without_normalization"] == 54
-    assert "54 of them not normalised" in responses.read({"it": result})[1]
+    assert "54 of them not normalised directly behind" in responses.read({"it": result})[1]
+
+
+def test_of_layers_that_are_concatenated_it_is_not_said_that_they_are_added() -> None:
+    network = create_model("cifar_densenet", depth=13, growth=4)
+    said = responses.read({"it": responses.measure(module_subject(network, batches()), Budget(60))})[1]
+    assert "11 of them not normalised directly behind the layer" in said
+    assert "added" not in said
 
 
 def test_two_networks_are_compared_by_their_medians() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from json_page import assert_as_documented
 from torch import Tensor, nn
 from toy_runs import CLASSES, make_run, one_thread, write_folder  # noqa: F401
@@ -190,6 +191,19 @@ def test_a_graph_that_holds_its_number_of_images_is_captured_anew_for_another() 
                 found = rewired(x[:count], off)
                 assert found.shape == (count, 10)
                 assert torch.allclose(found, model(x[:count], off), atol=1e-6)
+
+
+def test_channels_that_a_concatenation_adds_are_no_transition() -> None:
+    dense = module_subject(create_model("cifar_densenet", depth=13, growth=4), [(images(), torch.zeros(6, dtype=torch.int64))])
+    assert [place.stage for place in dense.units] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert not any(place.changes_shape for place in dense.units)
+    told = analyze(dense, only=["lesion"], minutes=0.1).entries[0]["reading"][1]
+    assert "inside a stage" in told
+    assert "at a transition" not in told
+    foreign = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=10)
+    skips = module_subject(foreign, [(torch.randn(6, 3, 32, 32), torch.zeros(6, dtype=torch.int64))]).units
+    assert skips
+    assert not any(place.changes_shape for place in skips)
 
 
 def test_a_module_is_given_with_batches_that_can_be_read_again() -> None:

@@ -33,7 +33,8 @@ def draw(results: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
             sums.append(Curve(depth, median, name, network, low=low, high=high, style="both"))
         for key, style in (("signal", "both"), ("gradient", "dashed")):
             values = [max(row[key], 1e-17) if row[key] is not None else None for row in result["identities"]]
-            breaks.append(Curve(depth, values, name if key == "signal" else "", network, style=style))
+            if any(value is not None for value in values):
+                breaks.append(Curve(depth, values, name if key == "signal" else "", network, style=style))
         ends.append(Curve([*depth, len(depth) + 1], result["similarity"], name, network, style="both"))
         if any(value is not None for value in result["carried"]):
             ends.append(Curve(depth, result["carried"], f"{name}, over the shortcuts", network, style="dashed"))
@@ -52,12 +53,14 @@ def draw(results: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
             "The factor on the direct term: at 0 the branches' derivative is -1 and takes it away. Median over images with "
             "the 5 % to 95 % band.",
         ))  # fmt: skip
-    drawings.append(Drawing(
-        "How far each unit is from the identities",
-        panel("signal-identities", "Break of the two identities by unit", breaks, "unit", "relative error", log=True, whole=True),
-        "In float64: |y - x - F| / |y| (points), and the same for the gradient (dashed). 1e-16 is rounding; units that "
-        "change the shape are left out.",
-    ))  # fmt: skip
+    if breaks:
+        drawings.append(Drawing(
+            "How far each unit is from the identities",
+            panel("signal-identities", "Break of the two identities by unit", breaks, "unit", "relative error", log=True,
+                  whole=True),
+            "In float64: |y - x - F| / |y| (points), and the same for the gradient (dashed). 1e-16 is rounding; units that "
+            "concatenate or change the shape are left out.",
+        ))  # fmt: skip
     drawings.append(Drawing(
         "What is left of an early signal at the end",
         panel("signal-survival", "Similarity of each signal with the last", ends, "input of unit", "share", whole=True),
@@ -114,8 +117,13 @@ def read(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
         exact = sum(value < ROUNDING for value, _, _ in broken)
         shares = [share for share in trained["direct_share"] if share is not None]
         mean = 100 * sum(shares) / len(shares) if shares else None
+        joined = sum("merge Concat" in row["why"] for row in result["identities"])
         text = f"in {name} {percent(mean, 0)} of the gradient is direct, averaged over depth, and "
-        text += f"{exact} of {len(result['units'])} units are exact identities plus a branch"
+        if joined < len(result["units"]):
+            text += f"{exact} of {len(result['units'])} units are exact identities plus a branch"
+        if joined:
+            other = len(result["units"]) - joined
+            text += f"{', ' if other else 'all '}{joined} units concatenate, of which the identities of a sum are not asked"
         if worst[0] >= ROUNDING:
             text += f" (the farthest is {worst[1]}, off by {decimal(worst[0])}: {worst[2]})"
         if trained["sum_derivative"]:

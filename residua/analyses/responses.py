@@ -132,7 +132,7 @@ def _read(results: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     said = []
     for name, result in results.items():
         bare = result["without_normalization"]
-        note = f" ({bare} of them not normalised before they are added)" if bare else ""
+        note = f" ({bare} of them not normalised directly behind the layer)" if bare else ""
         said.append(f"in {name} the median over {len(_stds(result))} layers{note} is {decimal(result['median_std'])}")
     ratio = ""
     medians = [result["median_std"] for result in results.values()]
