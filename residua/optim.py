@@ -138,46 +138,63 @@ class Muon(Optimizer):
 
     def _orthogonal(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """The update of convolutions of one shape."""
+        first = parameters[0]
+        own = self.loops and first.device.type == "cpu" and first.dtype == torch.float32
+        if own and orthogonal.suits(first.shape[0], first[0].numel()):
+            for parameter in parameters:
+                self._by_loops(parameter, group)
+            return
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         gradients = gradients_of(parameters)
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         mixed = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        first = parameters[0]
-        own = self.loops and first.device.type == "cpu" and first.dtype == torch.float32
-        own = own and orthogonal.suits(first.shape[0], first[0].numel())
         if group["keep_norm"]:
-            stacked = torch.stack([matrix.flatten(1) for matrix in mixed])
-            directions = torch.zeros_like(stacked) if own else orthogonalized(stacked)
-            for direction, matrix in zip(directions, stacked if own else ()):
-                orthogonal.update_(direction, matrix, kept=0.0, scale=-1.0)
-            self._turn(parameters, directions, group["lr"])
+            directions = orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed]))
+            for parameter, direction in zip(parameters, directions):
+                self._turn(parameter, direction.view(first.shape), group["lr"])
             return
-        kept = 1 - group["lr"] * group["weight_decay"]
-        scale = group["lr"] * group["ratio"] * max(first.shape[0], first[0].numel()) ** 0.5
-        if (
-            not own and min(first.shape[0], first[0].numel()) < WIDE
-        ):  # many small ones: their matrices are multiplied in one batch
+        kept, scale = _factors(first, group)
+        if min(first.shape[0], first[0].numel()) < WIDE:  # many small ones: their matrices are multiplied in one batch
             directions = orthogonalized(torch.stack([matrix.flatten(1) for matrix in mixed]))
             torch._foreach_mul_(parameters, kept)
             torch._foreach_add_(parameters, [direction.view(first.shape) for direction in directions], alpha=-scale)
             return
         for parameter, whole in zip(parameters, mixed):
             weight, update = as_matrices(parameter, whole)
-            if own:
-                orthogonal.update_(weight, update, kept=kept, scale=scale)
-            elif update.shape[0] > update.shape[1]:
+            if update.shape[0] > update.shape[1]:
                 weight.addmm_(update, orthogonalizing(update.mT[None])[0], beta=kept, alpha=-scale)
             else:
                 weight.addmm_(orthogonalizing(update[None])[0], update, beta=kept, alpha=-scale)
 
-    def _turn(self, parameters: list[Tensor], directions: Tensor, lr: float) -> None:
-        """Brings each weight to its norm, then adds an update that is the share `lr` of this norm."""
-        norms = torch.stack([self.state[parameter]["norm"] for parameter in parameters])
-        now = torch.stack(torch._foreach_norm(parameters))
-        torch._foreach_mul_(parameters, list((norms / now).unbind()))
-        lengths = torch.linalg.vector_norm(directions, dim=(1, 2)).clamp(min=1e-7)  # a gradient of zero turns nothing
-        updates = directions * (-lr * norms / lengths)[:, None, None]
-        torch._foreach_add_(parameters, [update.view(parameters[0].shape) for update in updates])
+    def _by_loops(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """The same for one parameter, in loops of our own, which read each of its tensors once."""
+        assert parameter.grad is not None
+        state, mix = self.state[parameter], group["momentum"]
+        if state["momentum_buffer"].stride() != parameter.stride():  # it comes from a file
+            state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+        weight, gradient = as_matrices(parameter, parameter.grad)
+        buffer, _ = as_matrices(state["momentum_buffer"], parameter.grad)
+        if group["keep_norm"]:
+            direction = torch.empty_like(parameter)
+            matrix, _ = as_matrices(direction, parameter.grad)
+            orthogonal.update_(matrix, gradient, kept=0.0, scale=-1.0, buffer=buffer, momentum=mix)
+            self._turn(parameter, direction, group["lr"])
+        else:
+            kept, scale = _factors(parameter, group)
+            orthogonal.update_(weight, gradient, kept=kept, scale=scale, buffer=buffer, momentum=mix)
+
+    def _turn(self, parameter: Tensor, direction: Tensor, lr: float) -> None:
+        """Brings a weight to its norm, then adds an update that is the share `lr` of this norm."""
+        norm = self.state[parameter]["norm"]
+        parameter.mul_(norm / parameter.norm())
+        length = direction.norm().clamp(min=1e-7)  # a gradient of zero turns nothing
+        parameter.addcmul_(direction, norm / length, value=-lr)
+
+
+def _factors(parameter: Tensor, group: dict[str, Any]) -> tuple[float, float]:
+    """What a weight is multiplied by, and the size of its update."""
+    size = max(parameter.shape[0], parameter[0].numel()) ** 0.5
+    return 1 - group["lr"] * group["weight_decay"], group["lr"] * group["ratio"] * size
 
 
 def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -187,7 +204,7 @@ def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
 
 def as_matrices(weight: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """A weight [out, in, ...] as the matrix [out, in * ...] that shares its memory, and another tensor of its shape in the same
-    order of columns: the order in which they lie, which does not matter to what is made orthogonal."""
+    order of columns: the order in which those of the first lie, which does not matter to what is made orthogonal."""
     if weight.is_contiguous():
         return weight.view(weight.shape[0], -1), other.contiguous().view(weight.shape[0], -1)
     last = (0, *range(2, weight.ndim), 1)

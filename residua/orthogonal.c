@@ -108,6 +108,15 @@ static inline void pack_pairs(const float *x, long columns, long r, long c, bf16
     store_pairs(to, _mm512_loadu_ps(x + r * columns + c), _mm512_loadu_ps(x + (r + 1) * columns + c));
 }
 
+/* 16 values of the update: x, or if there is a buffer of momentum m, which moves towards x, Nesterov's mixture of both. */
+static inline __m512 mixed(const float *x, float *buffer, float m) {
+    __m512 now = _mm512_loadu_ps(x);
+    if (!buffer) return now;
+    __m512 old = _mm512_loadu_ps(buffer), next = _mm512_fmadd_ps(_mm512_set1_ps(1 - m), sub(now, old), old);
+    _mm512_storeu_ps(buffer, next);
+    return _mm512_fnmadd_ps(_mm512_set1_ps(1 - m), sub(next, now), next);
+}
+
 /* w [R, 16 V] (rows `step` apart) = kept w - scale a b: a [R, 2 pairs] (rows `left` apart), b [pairs, 16 V, 2] */
 #define PRODUCT(R, V)                                                                                                                    \
     static void apply_##V(const bf16 *restrict a, long left, const bf16 *restrict b, float *restrict w, long step, long pairs, float kept, \
@@ -116,7 +125,7 @@ static inline void pack_pairs(const float *x, long columns, long r, long c, bf16
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                             \
             _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {                                                                        \
             float *at = w + r * step + v * LANES;                                                                                        \
-            __m512 old = _mm512_mul_ps(_mm512_set1_ps(kept), _mm512_loadu_ps(at));                                                       \
+            __m512 old = kept != 0 ? _mm512_mul_ps(_mm512_set1_ps(kept), _mm512_loadu_ps(at)) : _mm512_setzero_ps();                     \
             _mm512_storeu_ps(at, _mm512_fnmadd_ps(_mm512_set1_ps(scale), sum[r][v], old));                                               \
         }                                                                                                                                \
     }
@@ -147,8 +156,8 @@ static void apply(const bf16 *a, const bf16 *b, float *w, long rows, long column
     }
 }
 
-/* w and x [rows, columns], both in sixteens. Returns 0, or 1 if there is no memory. */
-int muon_update(float *restrict w, const float *restrict x, long rows, long columns, float kept, float scale) {
+/* w, x and buffer [rows, columns], in sixteens; buffer may be NULL. Returns 0, or 1 if there is no memory. */
+int muon_update(float *restrict w, const float *restrict x, float *restrict buffer, float m, long rows, long columns, float kept, float scale) {
     const float a = 3.4445f, b = -4.7750f, c = 2.0315f;
     int wide = rows <= columns;
     long n = wide ? rows : columns, length = wide ? columns : rows, size = n * n;
@@ -160,19 +169,31 @@ int muon_update(float *restrict w, const float *restrict x, long rows, long colu
     float norm = 0;
 #pragma omp parallel if (!failed)
     if (!failed) {
-        /* For X X': [n / 16][pairs along the long side][16][2]. */
+        /* For X X': [n / 16][pairs along the long side][16][2]. For the last product X in panels, or in rows where they are many. */
         if (wide) {
 #pragma omp for schedule(static)
             for (long r = 0; r < rows; r += LANES)
                 for (long k = 0; k < columns; k += LANES) {
+                    long q = k / WIDTH, width = width_of(columns, q);
                     bf16 tile[LANES][LANES];
-                    for (long l = 0; l < LANES; l++) store(tile[l], _mm512_loadu_ps(x + (r + l) * columns + k));
+                    for (long l = 0; l < LANES; l += 2) {
+                        long at = (r + l) * columns + k;
+                        __m512 even = mixed(x + at, buffer ? buffer + at : NULL, m);
+                        __m512 odd = mixed(x + at + columns, buffer ? buffer + at + columns : NULL, m);
+                        store(tile[l], even), store(tile[l + 1], odd);
+                        store_pairs(other + q * WIDTH * rows + (r + l) * width + k % WIDTH * 2, even, odd);
+                    }
                     turn(tile, LANES / 2, packed + r * columns + k * LANES, LANES, LANES / 2);
                 }
         } else {
 #pragma omp for schedule(static)
-            for (long k = 0; k < columns; k += LANES)
-                for (long r = 0; r < rows; r += 2) pack_pairs(x, columns, r, k, packed + k * rows + r * LANES);
+            for (long r = 0; r < rows; r += 2)
+                for (long k = 0; k < columns; k += LANES) {
+                    long at = r * columns + k;
+                    __m512 even = mixed(x + at, buffer ? buffer + at : NULL, m), odd = mixed(x + at + columns, buffer ? buffer + at + columns : NULL, m);
+                    store(other + at, even), store(other + at + columns, odd);
+                    store_pairs(packed + k * rows + r * LANES, even, odd);
+                }
         }
         gram(packed, n, length / 2, g);
 #pragma omp single
@@ -204,18 +225,11 @@ int muon_update(float *restrict w, const float *restrict x, long rows, long colu
             }
         }
         if (wide) { /* P in rows, X in panels */
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(static)
             for (long r = 0; r < n; r++)
                 for (long k = 0; k < n; k += LANES) store(rounded + r * n + k, _mm512_loadu_ps(panel(product, n, k / WIDTH) + r * width_of(n, k / WIDTH) + k % WIDTH));
-#pragma omp for schedule(static)
-            for (long k = 0; k < columns; k += LANES) {
-                long q = k / WIDTH, width = width_of(columns, q);
-                for (long r = 0; r < rows; r += 2) pack_pairs(x, columns, r, k, other + q * WIDTH * rows + r * width + k % WIDTH * 2);
-            }
             apply(rounded, other, w, rows, columns, n / 2, kept, scale * norm);
         } else { /* X in rows, P in panels */
-#pragma omp for schedule(static) nowait
-            for (long i = 0; i < rows * columns; i += LANES) store(other + i, _mm512_loadu_ps(x + i));
 #pragma omp for schedule(static)
             for (long r = 0; r < n; r += 2)
                 for (long k = 0; k < n; k += LANES) {

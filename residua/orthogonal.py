@@ -30,7 +30,7 @@ def obstacle() -> str | None:
 @cache
 def _library() -> ctypes.CDLL:
     library = native.library(_SOURCE, ())
-    library.muon_update.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_long] * 2 + [ctypes.c_float] * 2
+    library.muon_update.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float] + [ctypes.c_long] * 2 + [ctypes.c_float] * 2
     return library
 
 
@@ -39,11 +39,18 @@ def suits(rows: int, columns: int) -> bool:
     return rows % 16 == columns % 16 == 0 and min(rows, columns) >= LEAST
 
 
-def update_(weight: Tensor, update: Tensor, *, kept: float, scale: float) -> None:
+def update_(
+    weight: Tensor, update: Tensor, *, kept: float, scale: float, buffer: Tensor | None = None, momentum: float = 0.0
+) -> None:
     """weight = kept * weight - scale * (the matrix nearest to `update` with singular values of about 1), both [rows, columns] in
-    float32, row by row; the polynomial is that of `residua.optim.orthogonalizing`."""
+    float32, row by row; the polynomial is that of `residua.optim.orthogonalizing`.
+
+    With `buffer`, like them, `update` is a gradient: the buffer becomes momentum * buffer + (1 - momentum) * gradient, and the
+    update is the same mixture of gradient and buffer (Nesterov). With `kept` 0 the weight may hold anything before."""
     assert weight.is_contiguous(), "a copy would be updated in its place"
+    assert buffer is None or buffer.is_contiguous(), "a copy would be updated in its place"
     update = update.contiguous()
     rows, columns = weight.shape
-    if _library().muon_update(weight.data_ptr(), update.data_ptr(), rows, columns, kept, scale):
+    past = None if buffer is None else buffer.data_ptr()
+    if _library().muon_update(weight.data_ptr(), update.data_ptr(), past, momentum, rows, columns, kept, scale):
         raise MemoryError("no memory for an orthogonal update")
