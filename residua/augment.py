@@ -15,7 +15,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional as F
 
-from residua import keyed
+from residua import keyed, normalizing
 from residua.recipe import Augment
 
 __all__ = [
@@ -79,8 +79,7 @@ def crop_and_flip(images: Tensor, pad: int, mirrored: Tensor | None, fill: Tenso
         inside = torch.zeros(padded.shape[-2:], dtype=torch.bool, device=images.device)
         inside[pad : pad + height, pad : pad + width] = True
         padded = torch.where(inside, padded, fill.view(1, -1, 1, 1))
-    top = keyed.integers(0, 2 * pad + 1, key.seed, key.epoch, draws, "top")
-    left = keyed.integers(0, 2 * pad + 1, key.seed, key.epoch, draws, "left")
+    top, left = _corner(pad, key, draws)
     rows = top[:, None] + torch.arange(height, device=images.device)
     columns = torch.arange(width, device=images.device).expand(n, width)
     if mirrored is not None:
@@ -151,14 +150,17 @@ def transformed(
     `augment` is resolved (no None). A padding crop and the mirror image are one gather; views have been cut before.
     """
     coins = flips(augment, key, draws) if augment.flip else None
-    if augment.crop == "pad" and augment.pad:
-        fill = None
-        if augment.padding == "mean":
-            fill = (normalization["mean"].mean((-2, -1)) * 255).round().to(images.device, torch.uint8)
-        images = crop_and_flip(images, augment.pad, coins, fill, key, draws)
-    elif coins is not None:
-        images = flip(images, coins)
-    x = normalized(images, normalization)
+    pad, fill = augment.pad if augment.crop == "pad" and augment.pad else 0, None
+    if pad and augment.padding == "mean":
+        fill = (normalization["mean"].mean((-2, -1)) * 255).round().to(images.device, torch.uint8)
+    if _in_one_pass(images, normalization):
+        x = _shown(images, normalization, pad, coins, fill, key, draws)
+    else:
+        if pad:
+            images = crop_and_flip(images, pad, coins, fill, key, draws)
+        elif coins is not None:
+            images = flip(images, coins)
+        x = normalized(images, normalization)
     if augment.colour:
         x = colour_change(x, augment.colour, normalization["std"], key, draws)
     if augment.cutout:
@@ -166,6 +168,34 @@ def transformed(
     if augment.mixup or augment.cutmix:
         return mixed(x, augment.mixup, augment.cutmix, key, draws)
     return x, None
+
+
+def _in_one_pass(images: Tensor, normalization: Mapping[str, Tensor]) -> bool:
+    """Whether the loop of our own takes these images."""
+    ordered = images.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)
+    plain = images.device.type == "cpu" and images.dtype == torch.uint8 and len(images) > 0 and ordered
+    return plain and normalization["mean"].shape[-2:] == (1, 1) and normalizing.obstacle() is None
+
+
+def _shown(
+    images: Tensor, normalization: Mapping[str, Tensor], pad: int, coins: Tensor | None, fill: Tensor | None, key: Key,
+    draws: Tensor,
+) -> Tensor:  # fmt: skip
+    """What `crop_and_flip`, or `flip`, and `normalized` make of images."""
+    channels = images.shape[1]
+    every = torch.arange(256, dtype=torch.uint8).expand(channels, 256).view(1, channels, 1, 256)
+    tables = normalized(every, normalization).reshape(channels, 256)
+    if not pad:
+        return normalizing.normalized(images, tables, coins)
+    top, left = _corner(pad, key, draws)
+    outside = None if fill is None else tables.gather(1, fill.long()[:, None])[:, 0]
+    return normalizing.normalized(images.contiguous(), tables, coins, top=top, left=left, pad=pad, outside=outside)
+
+
+def _corner(pad: int, key: Key, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the crops from padded images begin, down and across, int64 [N]."""
+    down, across = (keyed.integers(0, 2 * pad + 1, key.seed, key.epoch, draws, name) for name in ("top", "left"))
+    return down, across
 
 
 def scale_at(scales: Sequence[tuple[float, float]], progress: float) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from scipy import stats
 from torch import Tensor
 
-from residua import keyed
+from residua import augment, keyed, normalizing
 from residua.augment import (
     PCA_VALUES,
     PCA_VECTORS,
@@ -293,3 +295,42 @@ def test_crops_are_equal_on_a_gpu_and_floats_to_rounding() -> None:
     torch.testing.assert_close(
         transformed(images.cuda(), augment, STATS, KEY, draws.cuda())[0].cpu(), transformed(images, augment, STATS, KEY, draws)[0]
     )
+
+
+# ---------------------------------------------------------------------------------------------------------- in one pass
+
+
+@pytest.mark.skipif(normalizing.obstacle() is not None, reason=str(normalizing.obstacle()))
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"crop": "none", "flip": False},
+        {"crop": "none", "flip": True},
+        {"crop": "pad", "pad": 3, "padding": "mean", "flip": True},
+        {"crop": "pad", "pad": 4, "padding": "reflect", "flip": True},
+        {"crop": "pad", "pad": 1, "padding": "reflect", "flip": False},
+        {"crop": "pad", "pad": 9, "padding": "mean", "flip": False, "cutout": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(7, 3, 9, 16), (5, 1, 8, 8), (3, 4, 6, 11), (2, 3, 224, 224)], ids=str)
+def test_one_pass_gives_the_bytes_of_one_step_after_the_other(
+    shape: tuple[int, ...], fields: dict[str, Any], order: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = pixels(*shape).contiguous(memory_format=order)
+    mean = torch.tensor([0.49, 0.48, 0.44, 0.5])[: shape[1], None, None]
+    statistics = {"mean": mean, "std": torch.tensor([0.24, 0.25, 0.26, 0.3])[: shape[1], None, None]}
+    settings, draws = Augment(**fields), 11 * torch.arange(shape[0])
+    assert augment._in_one_pass(images, statistics)
+    found, _ = transformed(images, settings, statistics, KEY, draws)
+    monkeypatch.setattr(augment, "_in_one_pass", lambda *_: False)
+    expected, _ = transformed(images, settings, statistics, KEY, draws)
+    assert found.stride() == expected.stride()
+    assert torch.equal(found, expected)
+
+
+def test_a_mean_of_each_pixel_is_subtracted_step_by_step() -> None:
+    statistics = {"mean": torch.rand(3, 6, 6), "std": torch.ones(3, 1, 1)}
+    assert not augment._in_one_pass(pixels(4), statistics)
+    assert not augment._in_one_pass(pixels(4).permute(0, 1, 3, 2), {**statistics, "mean": torch.rand(3, 1, 1)})
