@@ -148,7 +148,9 @@ def _from_memory(samples: ArraySamples, step: int, epoch: int, draws: Tensor) ->
     valid = torch.ones(len(places), dtype=torch.bool) if not bad else ~torch.isin(places, torch.tensor(bad))
     listed = tuple((samples.names[place], samples.unreadable[place]) for place in bad)
     on_device = places.to(samples.images.device)
-    return Batch(step, epoch, samples.images[on_device], samples.labels[places], draws, valid, listed)
+    images = samples.images
+    images = images.index_select(0, on_device) if images.is_contiguous() else images[on_device]  # the first copies whole images
+    return Batch(step, epoch, images, samples.labels[places], draws, valid, listed)
 
 
 # ------------------------------------------------------------------------------------------------- preparing, in threads
