@@ -36,6 +36,24 @@ PARTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+SPEEDRUN: dict[str, dict[str, Any]] = {
+    "whole recipe": {},
+    "without shortcuts": {"model.options.plain": True},
+    "all images at full size": {"augment.scales": ()},
+    "SGD (Nesterov, rate 0.2, decay 5e-4) for Muon": {
+        "optim.name": "sgd", "optim.nesterov": True, "optim.lr": 0.2, "optim.momentum": 0.9, "optim.weight_decay": 5e-4,
+        "optim.keep_norm": False, "optim.bias_factor": 1.0, "optim.head_factor": 1.0,
+    },
+    "offsets at the rate of the rest": {"optim.bias_factor": 1.0},
+    "the classifier at the rate of the rest": {"optim.head_factor": 1.0},
+    "mirror images by a coin": {"augment.alternate": False},
+    "borders of the mean colour": {"augment.padding": "mean"},
+    "without label smoothing": {"label_smoothing": 0.0},
+    "the first layer's offsets trained throughout": {"optim.stem_until": 1.0},
+}  # fmt: skip
+OF_RECIPES = {"fast": PARTS, "speedrun": SPEEDRUN}
+
+
 def run_once(job: tuple[str, int, dict[str, Any], dict[str, Any]]) -> tuple[str, int, float, float]:
     """(variant, seed, error in per cent, training seconds) of one run."""
     import torch
@@ -81,9 +99,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plan", default="bf16")
-    parser.add_argument(
-        "--variant", action="append", default=[], help="NAME:FIELD=VALUE,FIELD=VALUE instead of the parts of `fast`"
-    )
+    parser.add_argument("--variant", action="append", default=[], help="NAME:FIELD=VALUE,FIELD=VALUE instead of the known parts")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -92,19 +108,21 @@ def main() -> None:
     given = {
         name: parse_overrides(text.split(",") if text else []) for name, _, text in (v.partition(":") for v in options.variant)
     }
-    variants = given or PARTS
+    if not given and options.recipe not in OF_RECIPES:
+        parser.error(f"say with --variant what to take out of {options.recipe}; known are the parts of {', '.join(OF_RECIPES)}")
+    variants = given or OF_RECIPES[options.recipe]
     length = {"steps": options.steps} if options.steps else {"epochs": options.epochs or 24}
     request = {"data": options.data, "data_dir": options.data_dir, "model": options.model, "recipe": options.recipe,
                "length": {**length, "plan": options.plan}, "threads": options.threads}  # fmt: skip
     jobs = [(name, seed, changes, request) for seed in range(options.seeds) for name, changes in variants.items()]
     results: dict[str, list[float]] = {name: [] for name in variants}
-    seconds = []
+    times: dict[str, list[float]] = {name: [] for name in variants}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         for name, seed, error, took in pool.map(run_once, jobs):
             results[name].append(error)
-            seconds.append(took)
+            times[name].append(took)
             print(f"{name:<48} seed {seed}  error {error:6.2f} %  {took:7.1f} s", flush=True)
-    rows = table(results)
+    rows = [{**row, "seconds": statistics.mean(times[row["variant"]])} for row in table(results)]
     print(f"\n{'variant':<48}{'error %':>9}{'sd':>7}{'gap':>8}{'+-':>7}")
     for row in rows:
         print(f"{row['variant']:<48}{row['error']:>9.2f}{row['sd']:>7.2f}{row['gap']:>+8.2f}{row['gap_se']:>7.2f}")
@@ -115,10 +133,11 @@ def main() -> None:
         "gap": "to the whole recipe",
         "gap_se": "standard error",
         "seeds": "seeds",
+        "seconds": "training, s",
     }
     named = [{columns[key]: value for key, value in row.items()} for row in rows]
-    raw = {"request": request, "errors": results, "training_seconds": seconds}
-    form.write(options.json, form.result("ablation", named, raw=raw))
+    raw = {"request": request, "errors": results, "training_seconds": times}
+    form.write(options.json, form.result(options.json.stem if options.json else "ablation", named, raw=raw))
 
 
 if __name__ == "__main__":
