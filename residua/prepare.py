@@ -55,10 +55,11 @@ class Prepared:
 
 def default_out(recipe: Recipe) -> Path:
     """runs/<data>-<model>-<recipe>-<hash>: the same request leads to the same directory, however the path of its data is written
-    and however often it saves."""
+    and however often it saves, and also once recipes have more fields: what differs from the defaults is hashed."""
     source = one_path(recipe.data.source)
     counted = replace(recipe, data=replace(recipe.data, source=source), checkpoints=recipes.Checkpoints())
-    digest = hashlib.sha256(json.dumps(recipes.to_dict(counted), sort_keys=True).encode()).hexdigest()[:6]
+    chosen = {name: value for name, (_, value) in recipes.differences(recipes.Recipe(), counted).items()}
+    digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:6]
     words = (Path(source).stem or "data", recipe.model.name, Path(recipe.name).stem)
     return Path("runs") / "-".join([*(word.replace(" ", "_") for word in words if word != "auto"), digest])
 
