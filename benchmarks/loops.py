@@ -22,7 +22,7 @@ import form
 import torch
 from torch import Tensor, nn
 
-from residua import convolving, direct, kernels, optim, orthogonal, plan, pointwise, winograd
+from residua import convolving, kernels, optim, orthogonal, plan, pointwise, strided, winograd
 from residua.doctor import matrix_rate
 
 CONVOLUTIONS = [  # images, channels, side
@@ -96,9 +96,9 @@ def strided_convolutions(rounds: int) -> list[dict[str, Any]]:
         x, dy = laid_out(images, inputs, side, side), laid_out(images, outputs, side // 2, side // 2)
         weight = torch.randn(outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "convolution of stride 2": (partial(direct.TWO.convolution, x, weight), partial(plain, x, weight, 2)),
-            "its input's gradient": (partial(direct.TWO.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
-            "its weights' gradient": (partial(direct.TWO.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+            "convolution of stride 2": (partial(strided.convolution, x, weight), partial(plain, x, weight, 2)),
+            "its input's gradient": (partial(strided.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
+            "its weights' gradient": (partial(strided.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
         }
         work = 2 * 9 * inputs * outputs * (side // 2) ** 2 * images / 1e9
         shape = f"{images} x {inputs} x {side} x {side} to {outputs}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from residua import direct, native, pointwise, sparing, winograd
+from residua import native, pointwise, sparing, strided, winograd
 
 __all__ = [
     "LOOPS",
@@ -40,7 +40,7 @@ class Loops(Protocol):
     def weight_gradient(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor: ...
 
 
-LOOPS: tuple[Loops, ...] = (winograd, pointwise, direct.TWO)
+LOOPS: tuple[Loops, ...] = (winograd, pointwise, strided)
 
 
 def loops_for(layer: nn.Module | None) -> Loops | None:
@@ -105,24 +105,24 @@ class _Forked(torch.autograd.Function):
         return None, *_gradients(ctx, x, weight, laid_out_like(dy, x), None if past is None else laid_out_like(past, x))
 
 
-class _Subsampled(torch.autograd.Function):
-    """The same for a convolution with a stride, and every stride-th position of x with `extra` channels of zeros, for a shortcut
-    whose gradient is added where these are."""
+class _ForkedThin(torch.autograd.Function):
+    """The same for a convolution of stride 2, and every other position of x with `extra` channels of zeros, for a shortcut whose
+    gradient is added where these are."""
 
     @staticmethod
-    def forward(ctx: Any, loops: direct.Direct, x: Tensor, weight: Tensor, extra: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, extra: int) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        y: Tensor = _Convolved.forward(ctx, loops, x, weight, None)
-        return y, subsampled(x, loops.stride, extra)
+        y: Tensor = _Convolved.forward(ctx, strided, x, weight, None)
+        return y, subsampled(x, 2, extra)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, past: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        dy = x.new_zeros(_made(x, weight, ctx.loops.stride)) if dy is None else dy
+        dy = x.new_zeros(_made(x, weight, 2)) if dy is None else dy
         dy, past = laid_out_like(dy, x), None if past is None else laid_out_like(past, x)
-        dx = ctx.loops.input_gradient(dy, weight, x, thin=past) if ctx.needs_input_grad[1] else None
-        return None, dx, ctx.loops.weight_gradient(x, dy, weight) if ctx.needs_input_grad[2] else None, None
+        dx = strided.input_gradient(dy, weight, x, thin=past) if ctx.needs_input_grad[0] else None
+        return dx, strided.weight_gradient(x, dy, weight) if ctx.needs_input_grad[1] else None, None
 
 
 def subsampled(x: Tensor, stride: int, extra: int) -> Tensor:
@@ -186,14 +186,14 @@ class Convolution(nn.Module):
 
     def subsamples(self, stride: int, extra: int) -> bool:
         """Whether a shortcut that takes every `stride`-th position and `extra` channels of zeros fits its result."""
-        fits = self.conv.stride[0] == stride and self.conv.out_channels == self.conv.in_channels + extra
-        return fits and isinstance(self.loops, direct.Direct) and self.conv.bias is None
+        fits = stride == 2 and self.conv.out_channels == self.conv.in_channels + extra
+        return fits and self.loops is strided and self.conv.bias is None
 
-    def subsampled(self, x: Tensor, stride: int, extra: int) -> tuple[Tensor, Tensor] | None:
-        """What it makes of x, and that shortcut's result, whose gradient the loops add to theirs; None if they are not used."""
+    def subsampled(self, x: Tensor, extra: int) -> tuple[Tensor, Tensor] | None:
+        """What it makes of x, and such a shortcut's result, whose gradient the loops add to theirs; None if they are not used."""
         if x.dtype != torch.bfloat16 or not self._takes(x):
             return None
-        y, h = _Subsampled.apply(self.loops, x, self.conv.weight, extra)
+        y, h = _ForkedThin.apply(x, self.conv.weight, extra)
         return y, h
 
     def _takes(self, x: Tensor) -> bool:

@@ -19,7 +19,6 @@ import copy
 import ctypes
 import math
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, cast
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from residua import convolving, native, pointwise, sparing
+from residua.native import FLAG, NUMBER, POINTER, REAL, Source
 from residua.network import Network
 from residua.shortcuts import ZeroPad
 from residua.sparing import SparingStage
@@ -34,13 +34,11 @@ from residua.unit import Add, BranchOnly, Concat, Unit
 
 __all__ = ["FusedNorm", "FusedUnit", "NormConvolution", "Pool", "PreUnit", "available", "fused", "obstacle", "spared"]
 
-_SOURCE = "kernels.c"
 NONE, RELU, GELU = range(3)  # what follows a normalisation and an addition, as in kernels.c
 _RUNNING, _BATCH, _GIVEN = range(3)  # where the statistics come from, as in kernels.c
 NARROW = 128
 """Results of a 1x1 convolution with more channels are so wide that the gradient of what stands before it is better kept between
 two passes than made twice."""
-_MACROS = {torch.bfloat16: ("-DBFLOAT16",), torch.float32: ()}
 
 
 def available() -> bool:
@@ -50,7 +48,7 @@ def available() -> bool:
 
 def obstacle() -> str | None:
     """Why the fused loops cannot run here, in a sentence; None if they can."""
-    return next((why for macros in _MACROS.values() if (why := native.obstacle(_SOURCE, macros))), None)
+    return next((why for source in _LOOPS.values() if (why := source.obstacle())), None)
 
 
 class _Windows(ctypes.Structure):
@@ -62,16 +60,21 @@ class _Windows(ctypes.Structure):
     )  # fmt: skip
 
 
-@cache
-def _library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The loops for maps of `dtype`."""
-    library = native.library(_SOURCE, _MACROS[dtype])
-    pointer, number, real, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
-    library.norm_forward.argtypes = [pointer] * 9 + [number, number, real, real, flag, flag]
-    library.norm_backward.argtypes = [pointer] * 7 + [number] + [pointer] * 6 + [number, number, flag, flag]
-    library.pool_forward.argtypes = library.pool_backward.argtypes = [pointer] * 3 + [ctypes.POINTER(_Windows)]
-    library.pool_forward.restype = library.pool_backward.restype = None
-    return library
+_LOOPS = {
+    dtype: Source(
+        "kernels.c",
+        {
+            "norm_forward": [POINTER] * 9 + [NUMBER, NUMBER, REAL, REAL, FLAG, FLAG],
+            "norm_backward": [POINTER] * 7 + [NUMBER] + [POINTER] * 6 + [NUMBER, NUMBER, FLAG, FLAG],
+            "pool_forward": [POINTER] * 3 + [ctypes.POINTER(_Windows)],
+            "pool_backward": [POINTER] * 3 + [ctypes.POINTER(_Windows)],
+        },
+        nothing=["pool_forward", "pool_backward"],
+        macros=macros,
+    )
+    for dtype, macros in ((torch.bfloat16, ("-DBFLOAT16",)), (torch.float32, ()))
+}
+"""For maps of each type."""
 
 
 class _Normalized(torch.autograd.Function):
@@ -142,13 +145,11 @@ def _norm_gradients(
     dx, dh = torch.empty_like(x), torch.empty_like(x) if activation == GELU or y is not None else None
     dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
     channels = x.shape[1]
-    failed = _library(x.dtype).norm_backward(
+    _LOOPS[x.dtype].library.norm_backward(
         dy.data_ptr(), x.data_ptr(), _address(y), _address(h), _address(dh), dx.data_ptr(), _address(past),
         pointwise.step_of(past), weight.data_ptr(), bias.data_ptr(), mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(),
         dbias.data_ptr(), x.numel() // channels, channels, activation, training,
     )  # fmt: skip
-    if failed:
-        raise MemoryError("no memory for the gradient of a normalisation")
     return dx, dy if dh is None else dh, dweight, dbias
 
 
@@ -169,12 +170,10 @@ def _normalize(
     """Writes that to y; without y there are the statistics only."""
     channels = x.shape[1]
     running = (None, None, 0.0, 0.0) if norm is None else (norm.running_mean, norm.running_var, norm.eps, norm.momentum)
-    failed = _library(x.dtype).norm_forward(
+    _LOOPS[x.dtype].library.norm_forward(
         x.data_ptr(), _address(h), _address(y), weight.data_ptr(), bias.data_ptr(), _address(running[0]), _address(running[1]),
         mean.data_ptr(), invstd.data_ptr(), x.numel() // channels, channels, running[2], running[3], activation, statistics,
     )  # fmt: skip
-    if failed:
-        raise MemoryError("no memory for the statistics of a normalisation")
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -324,7 +323,7 @@ class _Pooled(torch.autograd.Function):
         ctx.windows, ctx.shape = _Windows(images, height, width, channels, down, across, *windows), x.shape
         y = torch.empty((images, channels, down, across), dtype=x.dtype, memory_format=torch.channels_last)
         places = torch.empty((images, channels, down, across), dtype=torch.uint8, memory_format=torch.channels_last)
-        _library(x.dtype).pool_forward(x.data_ptr(), y.data_ptr(), places.data_ptr(), ctypes.byref(ctx.windows))
+        _LOOPS[x.dtype].library.pool_forward(x.data_ptr(), y.data_ptr(), places.data_ptr(), ctypes.byref(ctx.windows))
         ctx.save_for_backward(places)
         return y
 
@@ -334,7 +333,7 @@ class _Pooled(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=torch.channels_last)
-        _library(dy.dtype).pool_backward(dy.data_ptr(), places.data_ptr(), dx.data_ptr(), ctypes.byref(ctx.windows))
+        _LOOPS[dy.dtype].library.pool_backward(dy.data_ptr(), places.data_ptr(), dx.data_ptr(), ctypes.byref(ctx.windows))
         return dx, None, None, None
 
 
@@ -400,7 +399,7 @@ class FusedUnit(nn.Module):
         if self.pad is None or not native.laid_out(x):
             return None
         stride, channels = self.pad.stride, self.pad.extra
-        found = first.subsampled(x, stride, channels) if own and first.subsamples(stride, channels) else None
+        found = first.subsampled(x, channels) if own and first.subsamples(stride, channels) else None
         return (*_Subsampled.apply(x, stride, channels), self.chain) if found is None else (*found, others)
 
 

@@ -1,7 +1,7 @@
 """Loops of our own in C, made into a library by the machine's compiler: found, compiled once, loaded. Layer 1.
 
-Compiling takes a second or two and is done once for each source, compiler and processor; the library stays in the user's cache.
-`obstacle` says why there can be none on a machine. What several sources share is in loops.h.
+Compiling takes a second or two, for one source seven, and is done once for each source, compiler and processor; the library stays
+in the user's cache. `Source.obstacle` says why there can be none on a machine. What several sources share is in loops.h.
 """
 
 from __future__ import annotations
@@ -13,38 +13,86 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from residua.machine import cache_folder
 
-__all__ = ["compiler", "forget", "laid_out", "library", "no_bf16", "obstacle", "processor"]
+__all__ = ["FLAG", "NUMBER", "POINTER", "REAL", "Source", "compiler", "forget", "laid_out", "processor"]
+
+POINTER, NUMBER, REAL, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+"""The types of the loops' arguments: const float *, long, float, int."""
 
 _FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp")
 
 
-@cache
-def obstacle(source: str, macros: tuple[str, ...]) -> str | None:
-    """Why the loops of `source`, a file beside this one, cannot run here, in a sentence; None if they can. The first call
-    compiles them, with `macros`."""
-    if not sys.platform.startswith("linux"):
-        return "the loops of our own are for Linux"
-    if _compiler() is None:
-        return "there is no C compiler on this machine (installing gcc would make training faster)"
-    try:
-        library(source, macros)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", "") or str(error)).strip()
-        return f"the C compiler could not make the loops of {source}: {said.splitlines()[0] if said else type(error).__name__}"
-    return None
+class Source:
+    """The loops of a C file beside this one, compiled and loaded when they are first asked for, and then held.
+
+    `functions` has the types of the arguments of each; they return 0, or anything else where there was no memory, but for those
+    in `nothing`, which return nothing. `macros` are the compiler's, and `bf16` says that the loops multiply bfloat16.
+    """
+
+    def __init__(
+        self, file: str, functions: Mapping[str, Sequence[Any]], *, nothing: Collection[str] = (), bf16: bool = False,
+        macros: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        self.file, self.functions, self.nothing, self.bf16, self.macros = file, functions, nothing, bf16, macros
+        self.loaded: ctypes.CDLL | None = None
+        self.why: str | None = None
+        _SOURCES.append(self)
+
+    def obstacle(self) -> str | None:
+        """Why the loops cannot run here, in a sentence; None if they can. The first call compiles and loads them."""
+        if self.loaded is None and self.why is None:
+            self.why = self._missing() or self._load()
+        return self.why
+
+    @property
+    def library(self) -> ctypes.CDLL:
+        """The loops. A call that found no memory raises `MemoryError`."""
+        why = self.obstacle()
+        if self.loaded is None:
+            raise RuntimeError(f"the loops of {self.file} cannot run: {why}")
+        return self.loaded
+
+    def _missing(self) -> str | None:
+        if self.bf16 and "avx512_bf16" not in processor():
+            return "this processor has no products of bf16 (AVX-512 BF16)"
+        if not sys.platform.startswith("linux"):
+            return "the loops of our own are for Linux"
+        if _compiler() is None:
+            return "there is no C compiler on this machine (installing gcc would make training faster)"
+        return None
+
+    def _load(self) -> str | None:
+        try:
+            library = ctypes.CDLL(str(_built(self.file, self.macros)))
+        except (OSError, subprocess.SubprocessError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip()
+            reason = said.splitlines()[0] if said else type(error).__name__
+            return f"the C compiler could not make the loops of {self.file}: {reason}"
+        for name, types in self.functions.items():
+            function = library[name]
+            setattr(library, name, function)
+            function.argtypes = types
+            if name in self.nothing:
+                function.restype = None
+            else:
+                function.errcheck = self._checked
+        self.loaded = library
+        return None
+
+    def _checked(self, failed: Any, *_: Any) -> Any:
+        if failed:
+            raise MemoryError(f"no memory for the loops of {self.file}")
 
 
-def no_bf16() -> str | None:
-    """That the processor has no instructions for products of bf16, in a sentence; None if it has them."""
-    return None if "avx512_bf16" in processor() else "this processor has no products of bf16 (AVX-512 BF16)"
+_SOURCES: list[Source] = []
 
 
 def compiler() -> str:
@@ -58,14 +106,13 @@ def _compiler() -> str | None:
     return next((found for name in (os.environ.get("CC"), "gcc", "cc", "clang") if name and (found := shutil.which(name))), None)
 
 
-@cache
-def library(source: str, macros: tuple[str, ...]) -> ctypes.CDLL:
-    """The loops of `source`, compiled for this processor, this compiler and this text, or taken from the cache.
+def _built(source: str, macros: tuple[str, ...]) -> Path:
+    """The library of `source`, compiled for this processor, this compiler and this text, or found in the cache.
 
-    Raises `OSError` or `subprocess.SubprocessError` where that fails; `obstacle` is to be asked before.
+    Raises `OSError` or `subprocess.SubprocessError` where that fails.
     """
     compiler = _compiler()
-    assert compiler is not None, "obstacle() is asked before the loops are"
+    assert compiler is not None, "that there is one was asked before"
     path = Path(__file__).with_name(source)
     command = [compiler, *_FLAGS, *macros, "-shared", "-fPIC"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
@@ -80,13 +127,13 @@ def library(source: str, macros: tuple[str, ...]) -> ctypes.CDLL:
             whole = [*command, str(path), "-o", str(aside), *([openmp] if openmp else []), "-lm"]
             subprocess.run(whole, capture_output=True, text=True, check=True, timeout=120)
             aside.replace(built)
-    return ctypes.CDLL(str(built))
+    return built
 
 
 def forget() -> None:
-    """Asks anew for the compiler and its libraries; for tests."""
-    obstacle.cache_clear()
-    library.cache_clear()
+    """Has all sources ask anew for the processor, the compiler and their libraries; for tests."""
+    for source in _SOURCES:
+        source.loaded = source.why = None
 
 
 def laid_out(x: Tensor) -> bool:

@@ -6,31 +6,15 @@ loop is in normalizing.c and is for the CPU.
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from residua import native
+from residua.native import FLAG, NUMBER, POINTER, Source
 
 __all__ = ["normalized", "obstacle"]
 
-_SOURCE = "normalizing.c"
-
-
-@cache
-def obstacle() -> str | None:
-    """Why the loop cannot run here, in a sentence; None if it can. The first call compiles it."""
-    return native.obstacle(_SOURCE, ())
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    library = native.library(_SOURCE, ())
-    pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    library.normalize.argtypes = [pointer] * 7 + [number] * 5 + [flag]
-    return library
+_LOOPS = Source("normalizing.c", {"normalize": [POINTER] * 7 + [NUMBER] * 5 + [FLAG]})
+obstacle = _LOOPS.obstacle
 
 
 def normalized(
@@ -44,10 +28,11 @@ def normalized(
     """
     last = images.is_contiguous(memory_format=torch.channels_last)
     assert last or images.is_contiguous(), "another order would be read wrongly"
+    assert len(tables) == images.shape[1], "each channel has its table"
+    assert outside is not None or pad < min(images.shape[2:]), "there is no more than the image to reflect"
     found = torch.empty(images.shape, memory_format=torch.channels_last if last else torch.contiguous_format)
     given = [tensor if tensor is None else tensor.contiguous() for tensor in (outside, top, left, mirrored)]
     tables = tables.float().contiguous()
     addresses = [None if tensor is None else tensor.data_ptr() for tensor in given]
-    if _library().normalize(images.data_ptr(), found.data_ptr(), tables.data_ptr(), *addresses, *images.shape, pad, last):
-        raise MemoryError("no memory for the columns of an image")
+    _LOOPS.library.normalize(images.data_ptr(), found.data_ptr(), tables.data_ptr(), *addresses, *images.shape, pad, last)
     return found

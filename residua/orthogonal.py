@@ -7,31 +7,16 @@ float64, and up to 5 % where a matrix is square and nearly singular. The loops a
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
-
 from torch import Tensor
 
-from residua import native
+from residua.native import NUMBER, POINTER, REAL, Source
 
 __all__ = ["obstacle", "suits", "update_"]
 
-_SOURCE = "orthogonal.c"
+_LOOPS = Source("orthogonal.c", {"muon_update": [POINTER] * 3 + [REAL] + [NUMBER] * 2 + [REAL] * 2}, bf16=True)
+obstacle = _LOOPS.obstacle
 LEAST = 32
 """Rows and columns from which on a matrix is worth a call of its own; smaller ones are better multiplied in one batch."""
-
-
-@cache
-def obstacle() -> str | None:
-    """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
-    return native.no_bf16() or native.obstacle(_SOURCE, ())
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    library = native.library(_SOURCE, ())
-    library.muon_update.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_float] + [ctypes.c_long] * 2 + [ctypes.c_float] * 2
-    return library
 
 
 def suits(rows: int, columns: int) -> bool:
@@ -52,5 +37,4 @@ def update_(
     update = update.contiguous()
     rows, columns = weight.shape
     past = None if buffer is None else buffer.data_ptr()
-    if _library().muon_update(weight.data_ptr(), update.data_ptr(), past, momentum, rows, columns, kept, scale):
-        raise MemoryError("no memory for an orthogonal update")
+    _LOOPS.library.muon_update(weight.data_ptr(), update.data_ptr(), past, momentum, rows, columns, kept, scale)

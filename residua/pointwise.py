@@ -11,21 +11,30 @@ of them are in `residua.convolving` and, with the normalisation, in `residua.ker
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from residua import native
+from residua.native import FLAG, NUMBER, POINTER, Source
 
 __all__ = [
     "Norm", "convolution", "convolved", "input_gradient", "norm_gradient", "obstacle", "packed", "pays", "step_of", "suits",
     "weight_gradient",
 ]  # fmt: skip
 
-_SOURCE = "pointwise.c"
+_LOOPS = Source(
+    "pointwise.c",
+    {
+        "pointwise_weights": [POINTER, POINTER, NUMBER, NUMBER, FLAG],
+        "pointwise_convolve": [POINTER] * 8 + [NUMBER] * 3,
+        "pointwise_gradient": [POINTER] * 7 + [NUMBER] * 3,
+        "pointwise_norm_gradient": [POINTER] * 8 + [NUMBER] + [POINTER] * 3 + [NUMBER] * 3 + [FLAG],
+    },
+    nothing=["pointwise_weights"],
+    bf16=True,
+)
+obstacle = _LOOPS.obstacle
 LEAST_CHANNELS = 16
 
 
@@ -36,24 +45,6 @@ class Norm(NamedTuple):
     bias: Tensor
     mean: Tensor
     invstd: Tensor
-
-
-@cache
-def obstacle() -> str | None:
-    """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
-    return native.no_bf16() or native.obstacle(_SOURCE, ())
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    library = native.library(_SOURCE, ())
-    pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    library.pointwise_weights.argtypes = [pointer, pointer, number, number, flag]
-    library.pointwise_weights.restype = None
-    library.pointwise_convolve.argtypes = [pointer] * 8 + [number] * 3
-    library.pointwise_gradient.argtypes = [pointer] * 7 + [number] * 3
-    library.pointwise_norm_gradient.argtypes = [pointer] * 8 + [number] + [pointer] * 3 + [number] * 3 + [flag]
-    return library
 
 
 def suits(layer: nn.Module | None) -> bool:
@@ -80,7 +71,7 @@ def packed(weight: Tensor, *, backward: bool = False) -> Tensor:
     outputs, inputs = weight.shape[:2]
     weight = weight.detach().float().contiguous()
     u = torch.empty(-(-(inputs if backward else outputs) // 16) * 16 * (outputs if backward else inputs), dtype=torch.bfloat16)
-    _library().pointwise_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, backward)
+    _LOOPS.library.pointwise_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, backward)
     return u
 
 
@@ -89,11 +80,11 @@ def convolved(x: Tensor, u: Tensor, outputs: int, *, beside: Tensor | None = Non
     order -> [N, `outputs`, H, W]. `u` is what `packed` gave. Without gradient."""
     images, inputs, height, width = x.shape
     y = torch.empty((images, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
-    failed = _library().pointwise_convolve(
+    _LOOPS.library.pointwise_convolve(
         x.data_ptr(), *_addresses(norm), u.data_ptr(), y.data_ptr(), None if beside is None else beside.data_ptr(),
         images * height * width, inputs, outputs,
     )  # fmt: skip
-    return _whole(failed, y)
+    return y
 
 
 def input_gradient(dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:
@@ -113,10 +104,10 @@ def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, *, norm: Norm | None 
     inputs, outputs = x.shape[1], dy.shape[1]
     found = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
     rows = x.numel() // inputs
-    failed = _library().pointwise_gradient(
+    _LOOPS.library.pointwise_gradient(
         x.data_ptr(), *_addresses(norm), dy.data_ptr(), found.data_ptr(), rows, inputs, outputs
     )  # fmt: skip
-    return _whole(failed, found)
+    return found
 
 
 def norm_gradient(
@@ -129,11 +120,11 @@ def norm_gradient(
     """
     inputs, outputs = x.shape[1], dy.shape[1]
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(norm.weight), torch.empty_like(norm.bias)
-    failed = _library().pointwise_norm_gradient(
+    _LOOPS.library.pointwise_norm_gradient(
         dy.data_ptr(), x.data_ptr(), *_addresses(norm), u.data_ptr(), None if past is None else past.data_ptr(),
         step_of(past), dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), x.numel() // inputs, inputs, outputs, training,
     )  # fmt: skip
-    return _whole(failed, dx), dweight, dbias
+    return dx, dweight, dbias
 
 
 def step_of(x: Tensor | None) -> int:
@@ -148,9 +139,3 @@ def step_of(x: Tensor | None) -> int:
 
 def _addresses(norm: Norm | None) -> list[int | None]:
     return [None] * 4 if norm is None else [tensor.data_ptr() for tensor in norm]
-
-
-def _whole(failed: int, found: Tensor) -> Tensor:
-    if failed:
-        raise MemoryError("no memory for the rows of a convolution")
-    return found

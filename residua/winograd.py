@@ -12,7 +12,6 @@ of them are in `residua.convolving`.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from functools import cache
 
@@ -20,13 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from residua import native
+from residua.native import FLAG, NUMBER, POINTER, Source
 
 __all__ = [
     "convolution", "convolved", "convolved_maxima", "input_gradient", "maxima", "obstacle", "packed", "pays", "preferred",
     "suits", "weight_gradient",
 ]  # fmt: skip
 
-_SOURCE = "winograd.c"
+_LOOPS = Source(
+    "winograd.c",
+    {
+        "winograd_weights": [POINTER, POINTER, NUMBER, NUMBER, FLAG, FLAG],
+        "winograd_convolve": [POINTER] * 7 + [FLAG] + [NUMBER] * 5 + [FLAG],
+        "winograd_gradient": [POINTER] * 4 + [NUMBER] * 5,
+    },
+    nothing=["winograd_weights"],
+    bf16=True,
+)
+obstacle = _LOOPS.obstacle
 LEAST_CHANNELS = 16
 """With 16 what is saved is a tenth of the time, with more a third to a half."""
 LEAST_TILES = 64
@@ -34,27 +44,10 @@ LEAST_TILES = 64
 
 
 @cache
-def obstacle() -> str | None:
-    """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
-    return native.no_bf16() or native.obstacle(_SOURCE, ())
-
-
-@cache
 def preferred() -> bool:
     """Whether to use the loops where nothing is measured first: they run here, and oneDNN has no matrix unit (AMX) to be ahead
     with."""
     return "amx_tile" not in native.processor() and obstacle() is None
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    library = native.library(_SOURCE, ())
-    pointer, number, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    library.winograd_weights.argtypes = [pointer, pointer, number, number, flag, flag]
-    library.winograd_weights.restype = None
-    library.winograd_convolve.argtypes = [pointer] * 7 + [flag] + [number] * 5 + [flag]
-    library.winograd_gradient.argtypes = [pointer] * 4 + [number] * 5
-    return library
 
 
 def suits(layer: nn.Module | None) -> bool:
@@ -85,7 +78,7 @@ def packed(weight: Tensor, *, backward: bool = False, edged: bool = False) -> Te
     outputs, inputs = weight.shape[:2]
     weight = weight.detach().float().contiguous(memory_format=torch.channels_last)
     u = torch.empty((25 if edged else 16) * _filled(outputs) * _filled(inputs), dtype=torch.bfloat16)
-    _library().winograd_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, backward, edged)
+    _LOOPS.library.winograd_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, backward, edged)
     return u
 
 
@@ -110,12 +103,12 @@ def convolved(
     images, inputs, height, width = x.shape
     if out is None:
         out = torch.empty((images, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
-    failed = _library().winograd_convolve(
+    _LOOPS.library.winograd_convolve(
         x.data_ptr(), None, u.data_ptr(), out.data_ptr(), None, None if bias is None else bias.data_ptr(),
         None if beside is None else beside.data_ptr(), relu, images, height, width, inputs, outputs,
         u.numel() == 25 * _filled(outputs) * _filled(inputs),
     )  # fmt: skip
-    return _whole(failed, out)
+    return out
 
 
 def convolution(x: Tensor, weight: Tensor, *, bias: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
@@ -126,12 +119,6 @@ def convolution(x: Tensor, weight: Tensor, *, bias: Tensor | None = None, beside
 def input_gradient(dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:
     """That of the input x [N, C, H, W], with `beside` added, from that of the result, in bf16 and channels-last order."""
     return convolved(dy, packed(weight, backward=True, edged=_odd(x)), x.shape[1], beside=beside)
-
-
-def _whole(failed: int, found: Tensor) -> Tensor:
-    if failed:
-        raise MemoryError("no memory for the tiles of a convolution")
-    return found
 
 
 def maxima(x: Tensor, u: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
@@ -145,11 +132,11 @@ def maxima(x: Tensor, u: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
     shape = (images, outputs, height // 2, width // 2)
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
     places = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-    failed = _library().winograd_convolve(
+    _LOOPS.library.winograd_convolve(
         x.data_ptr(), None, u.data_ptr(), y.data_ptr(), places.data_ptr(), None, None, False, images, height, width, inputs,
         outputs, False,
     )  # fmt: skip
-    return _whole(failed, y), places
+    return y, places
 
 
 def convolved_maxima(dy: Tensor, places: Tensor, u: Tensor, outputs: int, sides: tuple[int, int]) -> Tensor:
@@ -157,11 +144,11 @@ def convolved_maxima(dy: Tensor, places: Tensor, u: Tensor, outputs: int, sides:
     weights packed for `backward`, the gradient of the input for `maxima`. [N, `outputs`, *`sides`] in bf16."""
     images, inputs, _, _ = dy.shape
     found = torch.empty((images, outputs, *sides), dtype=dy.dtype, memory_format=torch.channels_last)
-    failed = _library().winograd_convolve(
+    _LOOPS.library.winograd_convolve(
         dy.data_ptr(), places.data_ptr(), u.data_ptr(), found.data_ptr(), None, None, None, False, images, *sides, inputs,
         outputs, False,
     )  # fmt: skip
-    return _whole(failed, found)
+    return found
 
 
 def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, *, places: Tensor | None = None) -> Tensor:
@@ -169,8 +156,8 @@ def weight_gradient(x: Tensor, dy: Tensor, weight: Tensor, *, places: Tensor | N
     that of its `maxima`, with their places."""
     images, inputs, height, width = x.shape
     found = torch.empty_like(weight, dtype=torch.float32, memory_format=torch.channels_last)
-    failed = _library().winograd_gradient(
+    _LOOPS.library.winograd_gradient(
         x.data_ptr(), dy.data_ptr(), None if places is None else places.data_ptr(), found.data_ptr(), images, height, width,
         inputs, dy.shape[1],
     )  # fmt: skip
-    return _whole(failed, found)
+    return found

@@ -220,18 +220,14 @@ def test_maps_in_another_order_go_through_the_plain_layers() -> None:
 def no_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """To call when the C compiler is to be gone, and with it what was compiled."""
 
-    def clear() -> None:
-        native.forget()
-        kernels._library.cache_clear()
-
     def take_away() -> None:
-        clear()
+        native.forget()
         monkeypatch.setenv("PATH", "/nowhere")
         monkeypatch.delenv("CC", raising=False)
 
     yield take_away
     monkeypatch.undo()
-    clear()
+    native.forget()
 
 
 def test_a_fused_run_is_refused_without_a_compiler_before_any_work(no_loops: Callable[[], None], tmp_path: Path) -> None:
@@ -258,7 +254,6 @@ def test_a_compiler_that_fails_is_an_obstacle_in_words(monkeypatch: pytest.Monke
     failing.chmod(0o755)
     monkeypatch.setenv("CC", str(failing))
     native.forget()
-    kernels._library.cache_clear()
     try:
         assert kernels.obstacle() == "the C compiler could not make the loops of kernels.c: no such processor"
         monkeypatch.setenv("PATH", "/nowhere")
@@ -267,7 +262,6 @@ def test_a_compiler_that_fails_is_an_obstacle_in_words(monkeypatch: pytest.Monke
         assert "no C compiler" in str(kernels.obstacle())
     finally:
         native.forget()
-        kernels._library.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

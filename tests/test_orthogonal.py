@@ -114,9 +114,9 @@ def test_small_and_odd_weights_are_updated_as_in_float32() -> None:
 
 def test_a_processor_without_products_of_bf16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "processor", lambda: "flags: avx2")
-    orthogonal.obstacle.cache_clear()
+    native.forget()
     try:
         assert "AVX-512 BF16" in str(orthogonal.obstacle())
         assert not Muon([{"params": [nn.Parameter(torch.zeros(64, 64, 3, 3))], "lr": 0.1, "base_lr": 0.1}], bf16=True).loops
     finally:
-        orthogonal.obstacle.cache_clear()
+        native.forget()

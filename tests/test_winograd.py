@@ -424,7 +424,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path: Path) -> Non
 
 def test_a_processor_without_products_of_bf16_is_an_obstacle_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "processor", lambda: "flags: avx2")
-    winograd.obstacle.cache_clear()
+    native.forget()
     winograd.preferred.cache_clear()
     try:
         assert not winograd.preferred()
@@ -435,7 +435,7 @@ def test_a_processor_without_products_of_bf16_is_an_obstacle_in_words(monkeypatc
         nothing_for_it = create_model("cifar_resnet", depth=8, width=0.125)
         plan.check(plan.PLANS["bf16-winograd"], torch.device("cpu"), network=nothing_for_it)
     finally:
-        winograd.obstacle.cache_clear()
+        native.forget()
         winograd.preferred.cache_clear()
 
 

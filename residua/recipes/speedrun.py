@@ -31,7 +31,7 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
         residua train cifar10 --recipe speedrun
     """
     scales = ((0.0, 0.625), (0.35, 0.75), (0.6, 0.875), (0.8, 1.0))
-    return _of("speedrun", model, {}, epochs=14, pad=2, cutout=0, scales=scales, lr=0.15)
+    return _of("speedrun", model, {}, epochs=14, pad=2, cutout=0, scales=scales, lr=0.15, stem_until=0.2)
 
 
 def speedrun_96(model: str = "speed_resnet") -> Recipe:
@@ -46,12 +46,12 @@ def speedrun_96(model: str = "speed_resnet") -> Recipe:
     """
     larger = {"widths": [128, 384, 512], "units": [2, 2, 2]}
     scales = ((0.0, 0.75), (0.2, 0.875), (0.35, 1.0))
-    return _of("speedrun-96", model, larger, epochs=40, pad=4, cutout=12, scales=scales, lr=0.12)
+    return _of("speedrun-96", model, larger, epochs=40, pad=4, cutout=12, scales=scales, lr=0.12, stem_until=1.0)
 
 
 def _of(
     name: str, model: str, options: dict[str, Any], *, epochs: int, pad: int, cutout: int,
-    scales: tuple[tuple[float, float], ...], lr: float,
+    scales: tuple[tuple[float, float], ...], lr: float, stem_until: float,
 ) -> Recipe:  # fmt: skip
     return Recipe(
         name=name,
@@ -75,7 +75,7 @@ def _of(
             bias_factor=8.0,
             head_factor=0.1,
             keep_norm=True,
-            stem_until=0.2,
+            stem_until=stem_until,
         ),
         schedule=Schedule(shape="linear"),
         batch_size=1000,

@@ -1,9 +1,9 @@
-/* 3x3 convolutions with a margin of 1, of stride 1 or 2, as sums over their nine taps.
+/* 3x3 convolutions of stride 2 with a margin of 1, as sums over their nine taps.
 
-     forward       y[o, k] = sum over taps r, s and inputs c of x[S o + (r, s) - 1, c] w[k, r, s, c]
-     of the input  dx[h, c] = sum of dy[o, k] w[k, r, s, c] over what has S o + (r, s) - 1 = h: with stride 2 a row or a column has one tap where
-                   it is even and two where it is odd, which makes four kinds of positions
-     of weights    dw[k, r, s, c] = sum over images and o of dy[o, k] x[S o + (r, s) - 1, c]
+     forward       y[o, k] = sum over taps r, s and inputs c of x[2 o + (r, s) - 1, c] w[k, r, s, c]
+     of the input  dx[h, c] = sum of dy[o, k] w[k, r, s, c] over what has 2 o + (r, s) - 1 = h: a row or a column has one tap where it is even and two
+                   where it is odd, which makes four kinds of positions
+     of weights    dw[k, r, s, c] = sum over images and o of dy[o, k] x[2 o + (r, s) - 1, c]
 
    Maps are [images, height, width, channels] in bfloat16, weights [outputs, 3, 3, inputs] in float, rounded to bfloat16 for the products; sums are in
    float. Channels come in eights. Taps that are neighbours in a row lie side by side in memory, channels and all, so that a row of taps is one
@@ -24,20 +24,18 @@ typedef struct {
     int first, next, count, start, step;
 } taps;
 
-/* forward, and backward with stride 1 (where they are turned round): all three. Backward with stride 2: the middle one for even positions, the last
-   and the first for odd ones. */
-static taps taps_of(int backward, int stride, int kind) {
+/* Forward all three. Backward the middle one for even positions, the last and the first for odd ones. */
+static taps taps_of(int backward, int kind) {
     if (!backward) return (taps){0, 1, 3, 0, 1};
-    if (stride == 1) return (taps){2, -1, 3, 0, 1};
     return kind ? (taps){2, -2, 2, 1, 2} : (taps){1, 0, 1, 0, 2};
 }
 
-/* w as `direct_convolve` reads it: for each kind of positions [panels of outputs][rows of taps][taps of a row * inputs / 2][outputs of the panel][2]. */
-void direct_weights(const float *restrict w, bf16 *restrict u, long C, long K, int stride, int backward) {
-    long inputs = backward ? K : C, outputs = backward ? C : K, kinds = backward && stride == 2 ? 2 : 1;
+/* w as `strided_convolve` reads it: for each kind of positions [panels of outputs][rows of taps][taps of a row * inputs / 2][outputs of the panel][2]. */
+void strided_weights(const float *restrict w, bf16 *restrict u, long C, long K, int backward) {
+    long inputs = backward ? K : C, outputs = backward ? C : K, kinds = backward ? 2 : 1;
     for (int down = 0; down < kinds; down++)
         for (int across = 0; across < kinds; across++) {
-            taps v = taps_of(backward, stride, down), h = taps_of(backward, stride, across);
+            taps v = taps_of(backward, down), h = taps_of(backward, across);
             for (long panel = 0; panel * PANEL * LANES < outputs; panel++) {
                 long width = width_of(filled(outputs), panel);
                 for (int i = 0; i < v.count; i++)
@@ -95,9 +93,9 @@ typedef struct {
     }                                                                                                                                \
     static void positions_##R##_##V(const segment *s, long at) { /* a step that the compiler knows needs no registers */             \
         switch (s->step) {                                                                                                           \
-        case 16: sums_##R##_##V(s, at, 16); break;                                                                                   \
         case 32: sums_##R##_##V(s, at, 32); break;                                                                                   \
         case 64: sums_##R##_##V(s, at, 64); break;                                                                                   \
+        case 128: sums_##R##_##V(s, at, 128); break;                                                                                 \
         default: sums_##R##_##V(s, at, s->step);                                                                                     \
         }                                                                                                                            \
     }
@@ -145,18 +143,17 @@ static void rows_in(const bf16 *x, long height, long width, long channels, long 
     }
 }
 
-/* With stride S, y [images, (height - 1) / S + 1, (width - 1) / S + 1, K] of x [images, height, width, C] and u as `direct_weights` gives it, then
-   bias [K] and beside (as y) where they are given. `backward`: x is the gradient of the result, [images, (height - 1) / S + 1, .., C], and y that of
-   the input, [images, height, width, K]. With `thin`, `beside` is [images, (height - 1) / S + 1, .., thin] and added where rows and columns are even,
-   the first K of its channels. Returns 0, or 1 if there is no memory. */
-int direct_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, const float *bias, const bf16 *beside, long thin, long images,
-                    long height, long width, long C, long K, int stride, int backward) {
-    long smaller_height = (height - 1) / stride + 1, smaller_width = (width - 1) / stride + 1;
+/* y [images, (height + 1) / 2, (width + 1) / 2, K] of x [images, height, width, C] and u as `strided_weights` gives it, then bias [K] and beside (as y)
+   where they are given. `backward`: x is the gradient of the result, [images, (height + 1) / 2, .., C], and y that of the input, [images, height,
+   width, K]. With `thin`, `beside` is [images, (height + 1) / 2, .., thin] and added where rows and columns are even, the first K of its channels.
+   Returns 0, or 1 if there is no memory. */
+int strided_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, const float *bias, const bf16 *beside, long thin, long images,
+                     long height, long width, long C, long K, int backward) {
+    long smaller_height = (height + 1) / 2, smaller_width = (width + 1) / 2;
     long high = backward ? smaller_height : height, wide = backward ? smaller_width : width; /* of x */
     long down = backward ? height : smaller_height, across = backward ? width : smaller_width; /* of y */
-    int apart = backward ? 1 : stride, spread = backward ? stride : 1; /* of positions of y, in x; of those of x, in y */
-    int kinds = spread;
-    long units = smaller_height, line = (wide + 2) * C; /* rows of y, or groups of `spread` of them */
+    int apart = backward ? 1 : 2, kinds = backward ? 2 : 1; /* of positions of y, in x; of rows and of columns */
+    long units = smaller_height, line = (wide + 2) * C;     /* rows of y, or pairs of them */
     long block = SCRATCH / (apart * line * (long)sizeof(bf16)) - 2;
     block = least(block < 1 ? 1 : block, units);
     long blocks = (units + block - 1) / block;
@@ -175,9 +172,9 @@ int direct_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, con
             const bf16 *weights = u;
             for (int i = 0; i < kinds; i++)
                 for (int j = 0; j < kinds; j++) {
-                    taps v = taps_of(backward, stride, i), h = taps_of(backward, stride, j);
-                    /* where the taps begin in x with its margin: one earlier but with stride 2 backward, where each reads what is at its place and after */
-                    long before = backward && stride == 2 ? 1 : 0, count = (across - h.start + h.step - 1) / h.step;
+                    taps v = taps_of(backward, i), h = taps_of(backward, j);
+                    /* forward the taps begin one before their place, which is where x with its margin does; backward at their place */
+                    long before = backward, count = (across - h.start + h.step - 1) / h.step;
                     for (long k = 0; k < K; k += PANEL * LANES) {
                         int vectors = (int)(width_of(filled(K), k / (PANEL * LANES)) / LANES);
                         segment s = {NULL, weights, apart * C, line, h.count * C / 2, v.count, NULL, NULL, bias ? bias + k : NULL, h.step * K,
@@ -248,22 +245,22 @@ static void three_taps(const bf16 *dy, long beside, const bf16 *x, long inputs, 
         for (int s = 0; s < 3; s++) _mm512_storeu_ps(sums + (k * 9 + s) * inputs, sum[k][s]);
 }
 
-/* dw [K, 3, 3, C] of x [images, height, width, C] and dy [images, (height - 1) / S + 1, (width - 1) / S + 1, K]. Returns 0, or 1 if there is no
-   memory. Images come in CHUNKS, each with sums of its own, which are added at the end. */
-int direct_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *restrict dw, long images, long height, long width, long C, long K, int stride) {
-    long down = (height - 1) / stride + 1, across = (width - 1) / stride + 1, inputs = filled(C), outputs = filled(K), pairs = (across + 1) / 2;
+/* dw [K, 3, 3, C] of x [images, height, width, C] and dy [images, (height + 1) / 2, (width + 1) / 2, K]. Returns 0, or 1 if there is no memory. Images
+   come in CHUNKS, each with sums of its own, which are added at the end. */
+int strided_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *restrict dw, long images, long height, long width, long C, long K) {
+    long down = (height + 1) / 2, across = (width + 1) / 2, inputs = filled(C), outputs = filled(K), pairs = (across + 1) / 2;
     long line = (width + 2) * C, triple = 3 * pairs * 2 * inputs, chunks = least(CHUNKS, images), size = 9 * outputs * inputs;
-    long block = SCRATCH / ((stride * triple + pairs * 2 * outputs) * (long)sizeof(bf16)) - 2;
+    long block = SCRATCH / ((2 * triple + pairs * 2 * outputs) * (long)sizeof(bf16)) - 2;
     block = least(block < 1 ? 1 : block, down);
     float *sums = room(chunks * size * sizeof(float));
     int failed = !sums;
 #pragma omp parallel if (!failed) reduction(| : failed)
     {
-        long held = (block - 1) * stride + 3;
-        bf16 *row = aligned_alloc(64, ((line + stride * C) * sizeof(bf16) + 63) / 64 * 64);
+        long held = (block - 1) * 2 + 3;
+        bf16 *row = aligned_alloc(64, ((line + 2 * C) * sizeof(bf16) + 63) / 64 * 64);
         bf16 *left = aligned_alloc(64, block * pairs * 2 * outputs * sizeof(bf16)), *right = aligned_alloc(64, held * triple * sizeof(bf16));
         failed |= !row || !left || !right;
-        if (!failed) memset(row, 0, (line + stride * C) * sizeof(bf16));
+        if (!failed) memset(row, 0, (line + 2 * C) * sizeof(bf16));
 #pragma omp for schedule(static)
         for (long chunk = 0; chunk < chunks; chunk++) {
             if (failed) continue;
@@ -274,14 +271,14 @@ int direct_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *rest
                     long count = least(block, down - first);
                     for (long i = 0; i < count; i++)
                         pairs_in(dy + (n * down + first + i) * across * K, 1, across, K, left + i * pairs * 2 * outputs);
-                    for (long i = 0; i < (count - 1) * stride + 3; i++) {
-                        rows_in(x + n * height * width * C, height, width, C, first * stride - 1 + i, 1, row);
-                        for (long s = 0; s < 3; s++) pairs_in(row + s * C, stride, across, C, right + i * triple + s * pairs * 2 * inputs);
+                    for (long i = 0; i < (count - 1) * 2 + 3; i++) {
+                        rows_in(x + n * height * width * C, height, width, C, first * 2 - 1 + i, 1, row);
+                        for (long s = 0; s < 3; s++) pairs_in(row + s * C, 2, across, C, right + i * triple + s * pairs * 2 * inputs);
                     }
                     for (long r = 0; r < 3; r++)
                         for (long k = 0; k < K; k += SIDE)
                             for (long c = 0; c < C; c += LANES)
-                                three_taps(left + 2 * k, outputs, right + r * triple + 2 * c, inputs, stride * triple, count, pairs,
+                                three_taps(left + 2 * k, outputs, right + r * triple + 2 * c, inputs, 2 * triple, count, pairs,
                                            own + (k * 9 + 3 * r) * inputs + c);
                 }
         }

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from residua import convolving, direct
-from residua.direct import Direct
+from residua import convolving, strided
 
-here = pytest.mark.skipif(direct.obstacle() is not None, reason=str(direct.obstacle()))
-SHAPES = [  # images, inputs, outputs, height, width, stride
-    (3, 16, 24, 7, 10, 1), (2, 24, 16, 9, 12, 2), (2, 16, 40, 8, 11, 2), (5, 32, 64, 5, 8, 1), (33, 72, 72, 6, 9, 2),
-    (2, 16, 16, 1, 4, 2), (2, 16, 16, 2, 1, 2), (1, 16, 32, 33, 36, 2), (20, 16, 16, 32, 32, 1), (2, 128, 80, 8, 8, 2),
-    (1, 16, 48, 70, 150, 2), (1, 16, 16, 1, 1, 1), (2, 8, 8, 40, 300, 1),
+here = pytest.mark.skipif(strided.obstacle() is not None, reason=str(strided.obstacle()))
+SHAPES = [  # images, inputs, outputs, height, width
+    (3, 16, 24, 7, 10), (2, 24, 16, 9, 12), (2, 16, 40, 8, 11), (5, 32, 64, 5, 8), (33, 72, 72, 6, 9), (2, 16, 16, 1, 4),
+    (2, 16, 16, 2, 1), (1, 16, 32, 33, 36), (20, 16, 16, 32, 32), (2, 128, 80, 8, 8), (1, 16, 48, 70, 150), (1, 16, 16, 1, 1),
+    (2, 8, 8, 40, 300),
 ]  # fmt: skip
-TWO = Direct(2, 512)
 
 
 def laid_out(x: Tensor) -> Tensor:
@@ -30,14 +28,14 @@ def made(*shape: int, seed: int) -> Tensor:
     return laid_out(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
 
 
-def sides(height: int, width: int, stride: int) -> tuple[int, int]:
-    return (height - 1) // stride + 1, (width - 1) // stride + 1
+def sides(height: int, width: int) -> tuple[int, int]:
+    return (height + 1) // 2, (width + 1) // 2
 
 
-def gradients(x: Tensor, weight: Tensor, dy: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def gradients(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Of the input and the weights, by torch in float64."""
     found = torch.ops.aten.convolution_backward(
-        dy.double(), x.double(), weight.double(), None, [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
+        dy.double(), x.double(), weight.double(), None, [2, 2], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
     )
     return found[0], found[1]
 
@@ -49,36 +47,35 @@ def error(found: Tensor, exact: Tensor) -> float:
 @here
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_results_and_gradients_are_those_in_float64_up_to_the_roundings_of_a_plain_convolution(shape: tuple[int, ...]) -> None:
-    images, inputs, outputs, height, width, stride = shape
-    loops, small = Direct(stride, 512), sides(height, width, stride)
+    images, inputs, outputs, height, width = shape
+    small = sides(height, width)
     x, dy = made(images, inputs, height, width, seed=1), made(images, outputs, *small, seed=2)
     beside, past = made(images, outputs, *small, seed=3), made(images, inputs, height, width, seed=4)
     weight, bias = made(outputs, inputs, 3, 3, seed=5).float(), torch.randn(outputs, generator=torch.Generator().manual_seed(6))
-    exact = F.conv2d(x.double(), weight.double(), padding=1, stride=stride)
-    dx, dweight = gradients(x, weight, dy, stride)
-    found = loops.convolution(x, weight)
+    exact = F.conv2d(x.double(), weight.double(), padding=1, stride=2)
+    dx, dweight = gradients(x, weight, dy)
+    found = strided.convolution(x, weight)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert error(found, exact) < 2**-8
     whole = exact + bias[:, None, None].double() + beside.double()
-    assert error(loops.convolution(x, weight, bias=bias, beside=beside), whole) < 2**-8
-    assert error(loops.input_gradient(dy, weight, x), dx) < 2**-8
-    assert error(loops.input_gradient(dy, weight, x, beside=past), dx + past.double()) < 2**-8
-    assert error(loops.weight_gradient(x, dy, weight), dweight) < 1e-5, "sums are in float32, and nothing is rounded before"
+    assert error(strided.convolution(x, weight, bias=bias, beside=beside), whole) < 2**-8
+    assert error(strided.input_gradient(dy, weight, x), dx) < 2**-8
+    assert error(strided.input_gradient(dy, weight, x, beside=past), dx + past.double()) < 2**-8
+    assert error(strided.weight_gradient(x, dy, weight), dweight) < 1e-5, "sums are in float32, and nothing is rounded before"
 
 
 @here
 def test_small_whole_numbers_are_computed_without_any_error() -> None:
     generator = torch.Generator().manual_seed(0)
-    for images, inputs, outputs, height, width, stride in SHAPES:
-        loops = Direct(stride, 512)
+    for images, inputs, outputs, height, width in SHAPES:
         x = laid_out(torch.randint(-3, 4, (images, inputs, height, width), generator=generator))
-        dy = laid_out(torch.randint(-3, 4, (images, outputs, *sides(height, width, stride)), generator=generator))
+        dy = laid_out(torch.randint(-3, 4, (images, outputs, *sides(height, width)), generator=generator))
         weight = torch.randint(-3, 4, (outputs, inputs, 3, 3), generator=generator).float()
-        dx, dweight = gradients(x, weight, dy, stride)
-        exact = F.conv2d(x.double(), weight.double(), padding=1, stride=stride)
-        assert torch.equal(loops.convolution(x, weight), exact.bfloat16())
-        assert torch.equal(loops.input_gradient(dy, weight, x), dx.bfloat16())
-        assert torch.equal(loops.weight_gradient(x, dy, weight), dweight.float())
+        dx, dweight = gradients(x, weight, dy)
+        exact = F.conv2d(x.double(), weight.double(), padding=1, stride=2)
+        assert torch.equal(strided.convolution(x, weight), exact.bfloat16())
+        assert torch.equal(strided.input_gradient(dy, weight, x), dx.bfloat16())
+        assert torch.equal(strided.weight_gradient(x, dy, weight), dweight.float())
 
 
 @here
@@ -88,7 +85,9 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append((TWO.convolution(x, weight), TWO.input_gradient(dy, weight, x), TWO.weight_gradient(x, dy, weight)))
+            found.append(
+                (strided.convolution(x, weight), strided.input_gradient(dy, weight, x), strided.weight_gradient(x, dy, weight))
+            )
     finally:
         torch.set_num_threads(threads)
     for others in found[1:]:
@@ -106,7 +105,7 @@ def test_a_layer_gives_the_gradients_of_all_that_needs_one(needs: str) -> None:
     theirs, ours = x.double().requires_grad_(needs != "weights"), x.clone().requires_grad_(needs != "weights")
     exact(theirs).backward(dy.double())
     loops = convolving.loops_for(conv)
-    assert loops is direct.TWO
+    assert loops is strided
     with torch.autocast("cpu", torch.bfloat16):
         y = convolving.Convolution(conv, loops)(ours)
     assert type(y.grad_fn).__name__ == "_ConvolvedBackward"
@@ -125,15 +124,15 @@ def test_a_layer_gives_the_gradients_of_all_that_needs_one(needs: str) -> None:
 @pytest.mark.parametrize("through", ["both", "the branch", "the shortcut"])
 def test_the_gradient_of_a_shortcut_that_subsamples_is_added_to_that_of_the_branch(through: str) -> None:
     conv = nn.Conv2d(16, 24, 3, padding=1, stride=2, bias=False)
-    layer = convolving.Convolution(conv, direct.TWO)
+    layer = convolving.Convolution(conv, strided)
     assert layer.subsamples(2, 8)
     assert not layer.subsamples(2, 0)
     assert not layer.subsamples(1, 8)
     x = made(3, 16, 9, 12, seed=1)
     exact, theirs, ours = copy.deepcopy(conv).double(), x.double().requires_grad_(), x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        found = layer.subsampled(ours, 2, 8)
-        assert layer.subsampled(ours.float(), 2, 8) is None
+        found = layer.subsampled(ours, 8)
+        assert layer.subsampled(ours.float(), 8) is None
     assert found is not None
     y, h = found
     expected = F.pad(theirs[:, :, ::2, ::2], (0, 0, 0, 0, 0, 8))
@@ -162,7 +161,7 @@ def test_other_maps_go_through_the_plain_layer(change: Callable[[Tensor], Tensor
     conv = nn.Conv2d(32, 32, 3, padding=1, stride=2)
     x = change(made(8, 32, 16, 16, seed=0)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        y = convolving.Convolution(conv, direct.TWO)(x)
+        y = convolving.Convolution(conv, strided)(x)
         assert torch.equal(y, conv(x))
     assert type(y.grad_fn).__name__ != "_ConvolvedBackward"
 
@@ -176,5 +175,5 @@ def test_layers_of_another_kind_are_left_as_they_are() -> None:
         nn.Conv2d(64, 64, 3, padding=1, padding_mode="reflect", stride=2), nn.Conv3d(64, 64, 3, padding=1, stride=2),
         nn.Identity(), None,
     ]  # fmt: skip
-    assert not any(direct.TWO.suits(kind) for kind in kinds)
-    assert direct.TWO.suits(nn.Conv2d(48, 64, 3, padding=1, stride=2))
+    assert not any(strided.suits(kind) for kind in kinds)
+    assert strided.suits(nn.Conv2d(48, 64, 3, padding=1, stride=2))
