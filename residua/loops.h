@@ -55,11 +55,40 @@ static inline void store_pairs(bf16 *p, __m512 even, __m512 odd) {
     _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_loadu_si512(INTERLEAVE), both));
 }
 
-/* 16 rows of `columns` pairs, `step` pairs apart, turned: column i goes to `to`, i times `apart` pairs on. */
+/* 16 rows of 8 pairs, `step` pairs apart, turned: column i goes to `to`, i times `apart` pairs on. */
+static inline void turn_8(const int32_t *from, long step, int32_t *to, long apart) {
+    const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    __m512i rows[8], twos[8], fours[8]; /* a row and the eighth after it */
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; r++) {
+        __m512i first = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(from + r * step)));
+        rows[r] = _mm512_inserti64x4(first, _mm256_loadu_si256((const __m256i *)(from + (r + 8) * step)), 1);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 8; r += 2) {
+        twos[r] = _mm512_unpacklo_epi32(rows[r], rows[r + 1]);
+        twos[r + 1] = _mm512_unpackhi_epi32(rows[r], rows[r + 1]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++) { /* columns 2 (r % 2) and the next, and those four on */
+        int of = r / 2 * 4 + r % 2;
+        fours[r / 2 * 4 + r % 2 * 2] = _mm512_unpacklo_epi64(twos[of], twos[of + 2]);
+        fours[r / 2 * 4 + r % 2 * 2 + 1] = _mm512_unpackhi_epi64(twos[of], twos[of + 2]);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        _mm512_storeu_si512(to + c * apart, _mm512_permutex2var_epi64(fours[c], even, fours[c + 4]));
+        _mm512_storeu_si512(to + (c + 4) * apart, _mm512_permutex2var_epi64(fours[c], odd, fours[c + 4]));
+    }
+}
+
+/* The same for any number of columns. */
 static inline void turn(const void *from, long step, void *to, long apart, long columns) {
     const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i lanes = _mm512_mullo_epi32(count, _mm512_set1_epi32((int)step));
-    for (long i = 0; i < columns; i++)
+    long i = 0;
+    for (; i + 8 <= columns; i += 8) turn_8((const int32_t *)from + i, step, (int32_t *)to + i * apart, apart);
+    for (; i < columns; i++)
         _mm512_storeu_si512((int32_t *)to + i * apart, _mm512_i32gather_epi32(lanes, (const int32_t *)from + i, 4));
 }
 

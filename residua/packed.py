@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from residua import winograd
+from residua import pointwise, winograd
 from residua.affine import CONVOLUTIONS, Folded
 
 __all__ = ["Convolution", "Joined", "Layer", "Linear", "Normalization", "layer_of"]
@@ -140,34 +140,77 @@ class FusedConvolution(Convolution):
         return f"{super().extra_repr()}, fused"
 
 
-class WinogradConvolution(FusedConvolution):
-    """The same with fewer multiplications, in bfloat16, for sizes of the input where that pays (`residua.winograd`)."""
-
-    LEAST_TILES = 32  # the weights are transformed once
+class OwnConvolution(FusedConvolution):
+    """The same by loops of our own in bfloat16, for sizes of the input where they pay; their weights are packed once."""
 
     def __init__(self, found: Folded, dtype: torch.dtype) -> None:
         super().__init__(found, dtype)
         self.wide_bias = None if found.bias is None else found.bias.float().contiguous()
         self.whole: Tensor | None = found.weight.float()
-        self.transformed: Tensor | None = None
+        self.filters: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._laid_out(x)
+        return self._by_loops(x, relu=self.relu) if self._pays(x) else super().forward(x)
+
+    def applied(self, x: Tensor) -> Tensor:
+        x = self._laid_out(x)
+        return self._by_loops(x) if self._pays(x) else super().applied(x)
 
     def joined(self, x: Tensor, h: Tensor, *, relu: bool, overwrite: bool) -> Tensor:
-        if not self._fewer(x):
+        x = self._laid_out(x)
+        if not self._pays(x):
             return super().joined(x, h, relu=relu, overwrite=overwrite)
         h = self._laid_out(h)
-        return self._by_tiles(self._laid_out(x), beside=h, relu=relu, out=h if overwrite else None)
+        return self._by_loops(x, beside=h, relu=relu, out=h if overwrite else None)
 
-    def _convolved(self, x: Tensor, after: str) -> Tensor:
-        return self._by_tiles(x, relu=after == "relu") if self._fewer(x) else super()._convolved(x, after)
+    def _by_loops(self, x: Tensor, **following: Any) -> Tensor:
+        if self.filters is None:
+            assert self.whole is not None
+            self.filters, self.whole = self._filters(self.whole, x), None
+        return self._convolved_by(x, self.filters, len(self.weight), bias=self.wide_bias, **following)
 
-    def _fewer(self, x: Tensor) -> bool:
+    def _pays(self, x: Tensor) -> bool:
+        """Whether the loops are faster for maps of the size of x, which they can read."""
+        raise NotImplementedError
+
+    def _filters(self, weight: Tensor, x: Tensor) -> Tensor:
+        """`weight`, in float32, as the loops read it, for maps like x."""
+        raise NotImplementedError
+
+    def _convolved_by(self, x: Tensor, filters: Tensor, outputs: int, **following: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class WinogradConvolution(OwnConvolution):
+    """A 3x3 convolution with fewer multiplications (`residua.winograd`)."""
+
+    LEAST_TILES = 32  # the weights are transformed once
+
+    def _pays(self, x: Tensor) -> bool:
         return x.dim() == 4 and winograd.pays(x, self.LEAST_TILES)
 
-    def _by_tiles(self, x: Tensor, **following: Any) -> Tensor:
-        if self.transformed is None:
-            assert self.whole is not None
-            self.transformed, self.whole = winograd.packed(self.whole), None
-        return winograd.convolved(x, self.transformed, len(self.weight), bias=self.wide_bias, **following)
+    def _filters(self, weight: Tensor, x: Tensor) -> Tensor:
+        return winograd.packed(weight, edged=winograd.odd(x))
+
+    def _convolved_by(self, x: Tensor, filters: Tensor, outputs: int, **following: Any) -> Tensor:
+        return winograd.convolved(x, filters, outputs, **following)
+
+
+class PointwiseConvolution(OwnConvolution):
+    """A 1x1 convolution (`residua.pointwise`); with a stride, of the positions that it reads."""
+
+    def _pays(self, x: Tensor) -> bool:
+        return x.dim() == 4 and pointwise.pays(x)
+
+    def _filters(self, weight: Tensor, x: Tensor) -> Tensor:
+        return pointwise.packed(weight)
+
+    def _convolved_by(self, x: Tensor, filters: Tensor, outputs: int, **following: Any) -> Tensor:
+        down, across = self.geometry["stride"]
+        if down > 1 or across > 1:
+            x = x[:, :, ::down, ::across].contiguous(memory_format=torch.channels_last)
+        return pointwise.convolved(x, filters, outputs, **following)
 
 
 class Joined(nn.Module):
@@ -201,8 +244,12 @@ def layer_of(found: Folded, dtype: torch.dtype) -> Layer:
         return Normalization(found, dtype)
     if not isinstance(found.layer, (nn.Conv2d, nn.Conv3d)) or not _fuses(found, dtype):
         return Convolution(found, dtype)
-    fewer = dtype == torch.bfloat16 and winograd.suits(found.layer) and winograd.preferred()
-    return (WinogradConvolution if fewer else FusedConvolution)(found, dtype)
+    own = dtype == torch.bfloat16 and winograd.preferred()
+    if own and winograd.suits(found.layer):
+        return WinogradConvolution(found, dtype)
+    if own and pointwise.reads(found.layer) and pointwise.obstacle() is None:
+        return PointwiseConvolution(found, dtype)
+    return FusedConvolution(found, dtype)
 
 
 def _fuses(found: Folded, dtype: torch.dtype) -> bool:

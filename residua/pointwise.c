@@ -1,6 +1,6 @@
 /* 1x1 convolutions, and what stands before them: y = a W', a = x or relu(norm(x)), for a map as a matrix [rows, channels].
 
-     forward     y = a W' (+ beside)                               a is made block by block in the cache and kept nowhere
+     forward     y = a W' (+ bias, + beside, ReLU)                 a is made block by block in the cache and kept nowhere
      backward    da = dy W, dz = da where the ReLU was open;
                  sums of dz and of dz (x - mean)                   first pass: nothing is written
                  dx = scale dz + slope x + offset (+ past)         second pass: da is made again, for that costs less than keeping it
@@ -15,7 +15,7 @@
 #define inlined static inline __attribute__((always_inline)) /* so that loops are made for each of what follows a product */
 
 enum { ROWS = 24 };           /* rows come in such groups */
-enum { SCRATCH = 128 << 10 }; /* bytes of rows that a thread works on at once: they are to stay in its cache */
+enum { SCRATCH = 128 << 10, WHOLE = 512 << 10 }; /* bytes of rows that a thread works on at once, and at the most: they are to stay in its cache */
 enum { SIDE = 256, DEPTH = 64 };     /* for dW: outputs and inputs of a job, pairs of rows for one sum in registers */
 enum { JOBS = 16, LEAST = 4 * DEPTH }; /* jobs where there are rows for them, and pairs of rows of one */
 
@@ -25,28 +25,44 @@ enum { WRITTEN, SUMMED, NORMALIZED };
 typedef struct {
     long rows, channels;
     bf16 *y;
-    const bf16 *beside; /* may be NULL */
+    const float *bias;  /* may be NULL, as may `beside` */
+    const bf16 *beside;
     long step;          /* from row to row of `beside` */
+    int relu;
     const bf16 *x;      /* of the normalisation */
     const float *scale, *shift, *mean, *slope, *offset;
     float *first, *second;
+    const char *ahead, *end; /* what is read next, to be brought near in portions of `portion` bytes */
+    long portion;
 } following;
+
+/* With each product, so that memory is waited for less. */
+inlined void bring(following *f) {
+    const char *until = f->ahead + f->portion < f->end ? f->ahead + f->portion : f->end;
+    for (; f->ahead < until; f->ahead += 64) _mm_prefetch(f->ahead, _MM_HINT_T1);
+}
+
+/* Where not below zero; NaN stays. */
+inlined __m512 open_only(__m512 v) { return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps()); }
 
 /* R rows' sums of 16 channels, `apart` vectors apart, of which `count` are rows of the map. */
 inlined void finish_rows(const following *f, int kind, const __m512 *sums, int apart, int R, long count, long row, long k) {
     __mmask16 lanes = lanes_of(f->channels, k);
     long at = row * f->channels + k, next = f->channels, side = row * f->step + k;
+    const __m512 zero = _mm512_setzero_ps();
     if (kind == WRITTEN) {
+        __m512 bias = f->bias ? _mm512_maskz_loadu_ps(lanes, f->bias + k) : zero;
 #pragma GCC unroll 24
         for (int r = 0; r < R; r++, at += next, side += f->step) {
             if (r >= count) continue;
-            __m512 v = sums[r * apart];
+            __m512 v = add(sums[r * apart], bias);
             if (f->beside) v = add(v, load_some(f->beside + side, lanes));
+            if (f->relu) v = open_only(v);
             store_some(f->y + at, v, lanes);
         }
         return;
     }
-    __m512 scale = _mm512_loadu_ps(f->scale + k), shift = _mm512_loadu_ps(f->shift + k), zero = _mm512_setzero_ps();
+    __m512 scale = _mm512_loadu_ps(f->scale + k), shift = _mm512_loadu_ps(f->shift + k);
     if (kind == SUMMED) {
         __m512 mean = _mm512_loadu_ps(f->mean + k), first = _mm512_loadu_ps(f->first + k), second = _mm512_loadu_ps(f->second + k);
 #pragma GCC unroll 24
@@ -77,7 +93,7 @@ inlined void finish_rows(const following *f, int kind, const __m512 *sums, int a
 
 /* R rows of a [., 2 pairs], `step` apart, times b [pairs, 16 V, 2], and what follows; only `count` rows there are. */
 #define PRODUCT(R, V)                                                                                                                       \
-    inlined void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, long pairs, const following *f, int kind, long row, \
+    inlined void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, long pairs, following *f, int kind, long row, \
                              long count, long k) {                                                                                          \
         MULTIPLY(R, V, sum, a, step, b, pairs)                                                                                              \
         _Pragma("GCC unroll 4") for (int v = 0; v < V; v++)                                                                                 \
@@ -93,26 +109,26 @@ PRODUCT(6, 4)
 #undef PRODUCT
 
 /* The narrowest, which read most rows at once: a step that the compiler knows needs no registers for their places. */
-inlined void narrow(const bf16 *a, long step, const bf16 *b, long pairs, const following *f, int kind, long row, long count, long k) {
+inlined void narrow(const bf16 *a, long step, const bf16 *b, long pairs, following *f, int kind, long row, long count, long k) {
     switch (step) {
-    case 32: for (long r = 0; r < count; r += 24) product_1(a + r * 32, 32, b, pairs, f, kind, row + r, count - r, k); break;
-    case 64: for (long r = 0; r < count; r += 24) product_1(a + r * 64, 64, b, pairs, f, kind, row + r, count - r, k); break;
-    default: for (long r = 0; r < count; r += 24) product_1(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
+    case 32: for (long r = 0; r < count; r += 24, bring(f)) product_1(a + r * 32, 32, b, pairs, f, kind, row + r, count - r, k); break;
+    case 64: for (long r = 0; r < count; r += 24, bring(f)) product_1(a + r * 64, 64, b, pairs, f, kind, row + r, count - r, k); break;
+    default: for (long r = 0; r < count; r += 24, bring(f)) product_1(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
     }
 }
 
 /* Rows row .. row + count of what follows, 16 * vectors channels from k on; a has ROWS-fold rows. */
-inlined void products_of(const bf16 *a, long step, const bf16 *b, long pairs, const following *f, int kind, long row, long count, long k,
+inlined void products_of(const bf16 *a, long step, const bf16 *b, long pairs, following *f, int kind, long row, long count, long k,
                          int vectors) {
     switch (vectors) {
     case 1: narrow(a, step, b, pairs, f, kind, row, count, k); break;
-    case 2: for (long r = 0; r < count; r += 12) product_2(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
-    case 3: for (long r = 0; r < count; r += 8) product_3(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
-    default: for (long r = 0; r < count; r += 6) product_4(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
+    case 2: for (long r = 0; r < count; r += 12, bring(f)) product_2(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
+    case 3: for (long r = 0; r < count; r += 8, bring(f)) product_3(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
+    default: for (long r = 0; r < count; r += 6, bring(f)) product_4(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
     }
 }
 
-static void products(const bf16 *a, long step, const bf16 *b, long pairs, const following *f, int kind, long row, long count, long k, int vectors) {
+static void products(const bf16 *a, long step, const bf16 *b, long pairs, following *f, int kind, long row, long count, long k, int vectors) {
     switch (kind) {
     case WRITTEN: products_of(a, step, b, pairs, f, WRITTEN, row, count, k, vectors); break;
     case SUMMED: products_of(a, step, b, pairs, f, SUMMED, row, count, k, vectors); break;
@@ -122,11 +138,10 @@ static void products(const bf16 *a, long step, const bf16 *b, long pairs, const 
 
 /* relu(scale x + shift), 16 channels from c on. */
 inlined __m512 activated(const bf16 *x, const float *scale, const float *shift, long c, __mmask16 lanes) {
-    __m512 v = _mm512_fmadd_ps(load_some(x, lanes), _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c));
-    return _mm512_mask_mov_ps(v, _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps()); /* NaN stays */
+    return open_only(_mm512_fmadd_ps(load_some(x, lanes), _mm512_loadu_ps(scale + c), _mm512_loadu_ps(shift + c)));
 }
 
-/* The rows of a block, filled up to ROWS-fold, in `aside`: there they are near, and in one piece. */
+/* The rows of a block from the one number `first` on, as products read them, filled up to ROWS-fold, in `aside`. */
 static void rows_of(const bf16 *x, const float *scale, const float *shift, long first, long count, long C, bf16 *aside) {
     const bf16 *from = x + first * C;
     if (!scale) memcpy(aside, from, count * C * sizeof(bf16));
@@ -138,32 +153,61 @@ static void rows_of(const bf16 *x, const float *scale, const float *shift, long 
     memset(aside + count * C, 0, (ROWS - count % ROWS) % ROWS * C * sizeof(bf16));
 }
 
+static long up_to(long a, long step) { return (a + step - 1) / step * step; }
+
 static long block_of(long rows, long C, long K) {
     long block = SCRATCH / (2 * (C + K)) / ROWS * ROWS;
     block = block < ROWS ? ROWS : block;
-    return block < rows ? block : (rows + ROWS - 1) / ROWS * ROWS;
+    return block < rows ? block : up_to(rows, ROWS);
 }
 
-/* All rows of a W' and what follows. In each block's turn `parts`, unless it is NULL, receives its two sums, [blocks][2][K']. */
-static int convolve(const bf16 *x, const float *scale, const float *shift, const bf16 *w, const following *f, int kind, long C, float *parts) {
-    long rows = f->rows, K = f->channels, outputs = filled(K), block = block_of(rows, C, K), blocks = (rows + block - 1) / block;
+/* Jobs of threads: blocks of rows, and where rows are few parts of the outputs, `share` of them each. */
+typedef struct {
+    long block, blocks, share, parts;
+} division;
+
+/* So that the thread which has most to do has little: rows go in groups, as many as products read at once, outputs in panels. */
+static division divided(long rows, long C, long K) {
+    long threads = omp_get_max_threads(), outputs = filled(K), group = ROWS / (width_of(outputs, 0) / LANES), panels = (outputs + PANEL * LANES - 1) / (PANEL * LANES);
+    long usual = (rows + block_of(rows, C, K) * threads - 1) / (block_of(rows, C, K) * threads), turns = usual, block = 0; /* of each thread */
+    for (long t = (usual + 1) / 2; t <= 2 * usual; t++) {
+        long size = up_to((rows + t * threads - 1) / (t * threads), group);
+        if (!block || t * size < turns * block) turns = t, block = size;
+    }
+    long of_thread = (panels + threads - 1) / threads;
+    if (rows * C * (long)sizeof(bf16) <= WHOLE && up_to(rows, group) * of_thread < turns * block * panels)
+        return (division){up_to(rows, group), 1, of_thread * PANEL * LANES, (panels + of_thread - 1) / of_thread};
+    return (division){block, (rows + block - 1) / block, panels * PANEL * LANES, 1};
+}
+
+/* All rows of a W' and what follows. In each block's turn `sums`, unless it is NULL, receives its two sums, [blocks][2][K']. */
+static int convolve(const bf16 *x, const float *scale, const float *shift, const bf16 *w, following *f, int kind, long C, division d, float *sums) {
+    long rows = f->rows, outputs = filled(f->channels), panels = (outputs + PANEL * LANES - 1) / (PANEL * LANES), group = ROWS / (width_of(outputs, 0) / LANES);
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        bf16 *aside = aligned_alloc(64, (block * C * sizeof(bf16) + 63) / 64 * 64);
+        bf16 *aside = aligned_alloc(64, up_to(up_to(d.block, ROWS) * C * sizeof(bf16), 64));
         failed |= !aside;
 #pragma omp for schedule(static)
-        for (long b = 0; b < blocks; b++) {
+        for (long job = 0; job < d.blocks * d.parts; job++) {
             if (failed) continue;
-            long row = b * block, count = rows - row < block ? rows - row : block;
-            rows_of(x, scale, shift, row, count, C, aside);
+            long b = job / d.parts, row = b * d.block, count = least(rows - row, d.block), first = job % d.parts * d.share;
             following here = *f;
-            if (parts) {
-                here.first = parts + b * 2 * outputs, here.second = here.first + outputs;
+            if (sums) {
+                here.first = sums + b * 2 * outputs, here.second = here.first + outputs;
                 memset(here.first, 0, 2 * outputs * sizeof(float));
             }
-            for (long k = 0; k < K; k += PANEL * LANES)
-                products(aside, C, w + k * C, C / 2, &here, kind, row, count, k, (int)(width_of(outputs, k / (PANEL * LANES)) / LANES));
+            /* What is as it is to be is read where it lies, but for rows that fill no product. */
+            long there = scale ? 0 : count / ROWS * ROWS;
+            long calls = (count + group - 1) / group * panels;
+            here.ahead = (const char *)(x + (row + count) * C), here.end = (const char *)(x + least(row + count + d.block, rows) * C);
+            here.portion = d.parts > 1 ? 0 : (d.block * C * (long)sizeof(bf16) / calls + 63) / 64 * 64;
+            rows_of(x, scale, shift, row + there, count - there, C, aside);
+            for (long k = first; k < least(first + d.share, f->channels); k += PANEL * LANES) {
+                int vectors = (int)(width_of(outputs, k / (PANEL * LANES)) / LANES);
+                if (there) products(x + row * C, C, w + k * C, C / 2, &here, kind, row, there, k, vectors);
+                if (there < count) products(aside, C, w + k * C, C / 2, &here, kind, row + there, count - there, k, vectors);
+            }
         }
         free(aside);
     }
@@ -204,12 +248,13 @@ static float *affine(const float *weight, const float *bias, const float *mean, 
     return s;
 }
 
-/* y [rows, K] of x [rows, C]: a W' + beside, with a = relu(norm(x)) if `weight` is given. Returns 0, or 1 if there is no memory. */
+/* y [rows, K] of x [rows, C]: a W' + added [K] + beside, then ReLU if `relu`; a = relu(norm(x)) if `weight` is given. y may be `beside`. Returns 0, or 1
+   if there is no memory. */
 int pointwise_convolve(const bf16 *x, const float *weight, const float *bias, const float *mean, const float *invstd, const bf16 *w, bf16 *y,
-                       const bf16 *beside, long rows, long C, long K) {
-    following f = {.rows = rows, .channels = K, .y = y, .beside = beside, .step = K};
+                       const float *added, const bf16 *beside, int relu, long rows, long C, long K) {
+    following f = {.rows = rows, .channels = K, .y = y, .bias = added, .beside = beside, .step = K, .relu = relu};
     float *norm = weight ? affine(weight, bias, mean, invstd, C) : NULL;
-    int failed = (weight && !norm) || convolve(x, norm, norm ? norm + filled(C) : NULL, w, &f, WRITTEN, C, NULL);
+    int failed = (weight && !norm) || convolve(x, norm, norm ? norm + filled(C) : NULL, w, &f, WRITTEN, C, divided(rows, C, K), NULL);
     free(norm);
     return failed;
 }
@@ -223,7 +268,8 @@ int pointwise_norm_gradient(const bf16 *restrict dy, const bf16 *restrict x, con
     float *norm = affine(weight, bias, mean, invstd, C), *parts = malloc(blocks * 2 * wide * sizeof(float));
     following f = {.rows = rows, .channels = C, .y = dx, .beside = past, .step = step, .x = x, .scale = norm, .shift = norm + wide, .mean = norm + 2 * wide,
                    .slope = norm + 3 * wide, .offset = norm + 4 * wide};
-    int failed = !norm || !parts || convolve(dy, NULL, NULL, w, &f, SUMMED, K, parts);
+    division alike = {block, blocks, wide, 1}; /* whatever the number of threads */
+    int failed = !norm || !parts || convolve(dy, NULL, NULL, w, &f, SUMMED, K, alike, parts);
     for (long c = 0; !failed && c < C; c++) {
         double first = 0, second = 0;
         for (long b = 0; b < blocks; b++) {
@@ -237,7 +283,7 @@ int pointwise_norm_gradient(const bf16 *restrict dy, const bf16 *restrict x, con
         norm[3 * wide + c] = (float)along;
         norm[4 * wide + c] = training ? (float)(-norm[c] * first / rows - along * mean[c]) : 0;
     }
-    failed = failed || convolve(dy, NULL, NULL, w, &f, NORMALIZED, K, NULL);
+    failed = failed || convolve(dy, NULL, NULL, w, &f, NORMALIZED, K, alike, NULL);
     free(norm);
     free(parts);
     return failed;
@@ -271,8 +317,6 @@ inlined void fetch(const bf16 *x, long first, long last, long C, long c, long en
         for (const char *at = (const char *)(x + r * C + c), *to = (const char *)(x + r * C + end); at < to; at += 64) _mm_prefetch(at, _MM_HINT_T1);
 }
 
-static long smaller(long a, long b) { return a < b ? a : b; }
-
 /* dw [K, C] = dy' a of x [rows, C] and dy [rows, K], with a = relu(norm(x)) if `weight` is given. Returns 0, or 1 if there is no memory.
 
    The result is divided into squares of SIDE by SIDE and the rows into parts, so that there are JOBS of them if rows are many; each turns its rows into pairs,
@@ -281,7 +325,7 @@ int pointwise_gradient(const bf16 *restrict x, const float *weight, const float 
                        const bf16 *restrict dy, float *restrict dw, long rows, long C, long K) {
     long inputs = filled(C), outputs = filled(K), size = inputs * outputs, all = (rows + 1) / 2;
     long across = (inputs + SIDE - 1) / SIDE, down = (outputs + SIDE - 1) / SIDE, squares = across * down;
-    long parts = smaller((JOBS + squares - 1) / squares, (all + LEAST - 1) / LEAST), share = ((all + parts - 1) / parts + DEPTH - 1) / DEPTH * DEPTH;
+    long parts = least((JOBS + squares - 1) / squares, (all + LEAST - 1) / LEAST), share = ((all + parts - 1) / parts + DEPTH - 1) / DEPTH * DEPTH;
     float *sums = room(parts * size * sizeof(float)), *norm = weight ? affine(weight, bias, mean, invstd, C) : NULL;
     const float *scale = norm, *shift = norm ? norm + inputs : NULL;
     int failed = !sums || (weight && !norm);
@@ -293,24 +337,24 @@ int pointwise_gradient(const bf16 *restrict x, const float *weight, const float 
         for (long job = 0; job < parts * squares; job++) {
             if (failed) continue;
             long part = job / squares, k = job % squares / across * SIDE, c = job % squares % across * SIDE;
-            long last = smaller(k + SIDE, outputs), end = smaller(c + SIDE, inputs), until = smaller((part + 1) * share, all);
+            long last = least(k + SIDE, outputs), end = least(c + SIDE, inputs), until = least((part + 1) * share, all);
             float *to = sums + part * size + k * inputs + c;
             for (long r = k; r < last; r++) memset(to + (r - k) * inputs, 0, (end - c) * sizeof(float));
             for (long first = part * share; first < until; first += DEPTH) {
-                long pairs = smaller(DEPTH, until - first);
+                long pairs = least(DEPTH, until - first);
                 for (long i = 0; i < pairs; i++) {
                     pair_of(dy, NULL, NULL, first + i, rows, K, k, last, left + i * 2 * LANES);
                     pair_of(x, scale, shift, first + i, rows, C, c, end, right + i * 2 * LANES);
                 }
                 /* Each product fetches its share of the rows that come next. */
-                long next = 2 * (first + DEPTH), there = smaller(2 * smaller(until, first + 2 * DEPTH), rows);
+                long next = 2 * (first + DEPTH), there = least(2 * least(until, first + 2 * DEPTH), rows);
                 long calls = (last - k) / LANES * ((end - c + PANEL * LANES - 1) / (PANEL * LANES)), some = (2 * DEPTH + calls - 1) / calls;
                 for (long j = 0; j < end - c; j += PANEL * LANES)
                     for (long r = 0; r < last - k; r += LANES, next += some) {
-                        fetch(dy, next, smaller(next + some, there), K, k, smaller(last, K));
-                        fetch(x, next, smaller(next + some, there), C, c, smaller(end, C));
+                        fetch(dy, next, least(next + some, there), K, k, least(last, K));
+                        fetch(x, next, least(next + some, there), C, c, least(end, C));
                         outer(left + r * DEPTH * 2, right + j * DEPTH * 2, DEPTH * 2 * LANES, to + r * inputs + j, inputs, pairs,
-                              (int)(smaller(PANEL * LANES, end - c - j) / LANES));
+                              (int)(least(PANEL * LANES, end - c - j) / LANES));
                     }
             }
         }

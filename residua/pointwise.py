@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from residua.native import FLAG, NUMBER, POINTER, Source
 
 __all__ = [
-    "Norm", "convolution", "convolved", "input_gradient", "norm_gradient", "obstacle", "packed", "pays", "step_of", "suits",
-    "weight_gradient",
+    "Norm", "convolution", "convolved", "input_gradient", "norm_gradient", "obstacle", "packed", "pays", "reads", "step_of",
+    "suits", "weight_gradient",
 ]  # fmt: skip
 
 _LOOPS = Source(
     "pointwise.c",
     {
         "pointwise_weights": [POINTER, POINTER, NUMBER, NUMBER, FLAG],
-        "pointwise_convolve": [POINTER] * 8 + [NUMBER] * 3,
+        "pointwise_convolve": [POINTER] * 9 + [FLAG] + [NUMBER] * 3,
         "pointwise_gradient": [POINTER] * 7 + [NUMBER] * 3,
         "pointwise_norm_gradient": [POINTER] * 8 + [NUMBER] + [POINTER] * 3 + [NUMBER] * 3 + [FLAG],
     },
@@ -47,18 +47,22 @@ class Norm(NamedTuple):
     invstd: Tensor
 
 
-def suits(layer: nn.Module | None) -> bool:
-    """Whether a layer is a convolution of the kind that these loops compute: 1x1, of stride 1, without bias, all channels
-    together, in eights and not few."""
+def reads(layer: nn.Module | None) -> bool:
+    """Whether a layer is a 1x1 convolution, of any stride, of all channels together, in eights and not few."""
     return (
         type(layer) is nn.Conv2d
-        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.kernel_size == (1, 1)
         and layer.padding in ((0, 0), "valid", "same")
         and layer.groups == 1
-        and layer.bias is None
         and layer.in_channels % 8 == layer.out_channels % 8 == 0
         and min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS
     )
+
+
+def suits(layer: nn.Module | None) -> bool:
+    """Whether a layer is a convolution of the kind that these loops compute, with its gradients: such a one of stride 1, without
+    bias."""
+    return isinstance(layer, nn.Conv2d) and reads(layer) and layer.stride == (1, 1) and layer.bias is None
 
 
 def pays(x: Tensor) -> bool:
@@ -75,16 +79,24 @@ def packed(weight: Tensor, *, backward: bool = False) -> Tensor:
     return u
 
 
-def convolved(x: Tensor, u: Tensor, outputs: int, *, beside: Tensor | None = None, norm: Norm | None = None) -> Tensor:
-    """conv(x) + beside, or conv(relu(norm(x))) + beside, as far as these are given: x [N, C, H, W] in bf16 and channels-last
-    order -> [N, `outputs`, H, W]. `u` is what `packed` gave. Without gradient."""
+def convolved(
+    x: Tensor, u: Tensor, outputs: int, *, bias: Tensor | None = None, beside: Tensor | None = None, norm: Norm | None = None,
+    relu: bool = False, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """relu(conv(x) + bias + beside), as far as these are given, or of relu(norm(x)) in place of x: x [N, C, H, W] in bf16 and
+    channels-last order -> [N, `outputs`, H, W].
+
+    `u` is what `packed` gave, `bias` [outputs] in float32, `beside` like the result, which is written to `out` if that is
+    given; it may be `beside`. Without gradient.
+    """
     images, inputs, height, width = x.shape
-    y = torch.empty((images, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    if out is None:
+        out = torch.empty((images, outputs, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     _LOOPS.library.pointwise_convolve(
-        x.data_ptr(), *_addresses(norm), u.data_ptr(), y.data_ptr(), None if beside is None else beside.data_ptr(),
-        images * height * width, inputs, outputs,
+        x.data_ptr(), *_addresses(norm), u.data_ptr(), out.data_ptr(), None if bias is None else bias.data_ptr(),
+        None if beside is None else beside.data_ptr(), relu, images * height * width, inputs, outputs,
     )  # fmt: skip
-    return y
+    return out
 
 
 def input_gradient(dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:

@@ -346,11 +346,14 @@ inlined void filter(const float *w, long step, __mmask16 lanes, int flipped, int
     }
 }
 
+/* Weights of one point, and a line of the cache, so that those of all points are not driven out of it by each other. */
+static long of_point(long inputs, long outputs) { return inputs * outputs + 2 * LANES; }
+
 /* G w G' of w [K, 3, 3, C], as `winograd_convolve` reads it: u [points][panels of outputs][inputs / 2][outputs of the panel][2],
    with C' and K' of them; EDGED points or POINTS.
    `flipped`: for the gradient of the input, whose inputs are the K and whose outputs are the C. */
 void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K, int flipped, int edged) {
-    long inputs = filled(flipped ? K : C), outputs = filled(flipped ? C : K), size = inputs * outputs;
+    long inputs = filled(flipped ? K : C), outputs = filled(flipped ? C : K), size = of_point(inputs, outputs);
     int points = edged ? EDGED : POINTS;
     if (flipped) {
 #pragma omp parallel for schedule(static)
@@ -425,7 +428,7 @@ int winograd_convolve(const bf16 *restrict x, const uint8_t *restrict from, cons
                 for (long k = 0; k < K; k += PANEL * LANES) {
                     int vectors = (int)(width_of(outputs, k / (PANEL * LANES)) / LANES);
                     for (int p = 0; p < s->rows * s->columns; p++)
-                        products(tiles + p * left, inputs, u + (point_of(s, p) * outputs + k) * inputs, sums + p * right, last - first, (C + 1) / 2,
+                        products(tiles + p * left, inputs, u + point_of(s, p) * of_point(inputs, outputs) + k * inputs, sums + p * right, last - first, (C + 1) / 2,
                                  vectors); /* there are zeros beyond */
                     if (to)
                         maxima_out(&out, sums, right, first, last, y, to, k, vectors);

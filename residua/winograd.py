@@ -22,7 +22,7 @@ from residua import native
 from residua.native import FLAG, NUMBER, POINTER, Source
 
 __all__ = [
-    "convolution", "convolved", "convolved_maxima", "input_gradient", "maxima", "obstacle", "packed", "pays", "preferred",
+    "convolution", "convolved", "convolved_maxima", "input_gradient", "maxima", "obstacle", "odd", "packed", "pays", "preferred",
     "suits", "weight_gradient",
 ]  # fmt: skip
 
@@ -77,17 +77,19 @@ def packed(weight: Tensor, *, backward: bool = False, edged: bool = False) -> Te
     25/9 as many, for maps with an odd side, whose last tiles then need half of the multiplications or less."""
     outputs, inputs = weight.shape[:2]
     weight = weight.detach().float().contiguous(memory_format=torch.channels_last)
-    u = torch.empty((25 if edged else 16) * _filled(outputs) * _filled(inputs), dtype=torch.bfloat16)
+    u = torch.empty((25 if edged else 16) * _of_point(inputs, outputs), dtype=torch.bfloat16)
     _LOOPS.library.winograd_weights(weight.data_ptr(), u.data_ptr(), inputs, outputs, backward, edged)
     return u
 
 
-def _odd(x: Tensor) -> bool:
+def odd(x: Tensor) -> bool:
+    """Whether a side of maps [N, C, H, W] is odd, so that `edged` weights save multiplications."""
     return bool(x.shape[2] % 2 or x.shape[3] % 2)
 
 
-def _filled(channels: int) -> int:
-    return -(-channels // 16) * 16
+def _of_point(inputs: int, outputs: int) -> int:
+    """The values of one point of packed weights, as in winograd.c."""
+    return -(-inputs // 16) * 16 * (-(-outputs // 16) * 16) + 32
 
 
 def convolved(
@@ -106,19 +108,19 @@ def convolved(
     _LOOPS.library.winograd_convolve(
         x.data_ptr(), None, u.data_ptr(), out.data_ptr(), None, None if bias is None else bias.data_ptr(),
         None if beside is None else beside.data_ptr(), relu, images, height, width, inputs, outputs,
-        u.numel() == 25 * _filled(outputs) * _filled(inputs),
+        u.numel() == 25 * _of_point(inputs, outputs),
     )  # fmt: skip
     return out
 
 
 def convolution(x: Tensor, weight: Tensor, *, bias: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
     """conv(x) + bias + beside, as far as these are given, with weights [K, C, 3, 3]; as `convolved`."""
-    return convolved(x, packed(weight, edged=_odd(x)), len(weight), bias=bias, beside=beside)
+    return convolved(x, packed(weight, edged=odd(x)), len(weight), bias=bias, beside=beside)
 
 
 def input_gradient(dy: Tensor, weight: Tensor, x: Tensor, *, beside: Tensor | None = None) -> Tensor:
     """That of the input x [N, C, H, W], with `beside` added, from that of the result, in bf16 and channels-last order."""
-    return convolved(dy, packed(weight, backward=True, edged=_odd(x)), x.shape[1], beside=beside)
+    return convolved(dy, packed(weight, backward=True, edged=odd(x)), x.shape[1], beside=beside)
 
 
 def maxima(x: Tensor, u: Tensor, outputs: int) -> tuple[Tensor, Tensor]:

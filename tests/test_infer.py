@@ -18,7 +18,15 @@ from residua.infer import Prepared, precision_here, prepared, ready
 from residua.layers import Scale, Shift, norm, sequence
 from residua.models import CATALOG, create_model, list_models
 from residua.network import Head, Network, Stage, small_stem
-from residua.packed import FusedConvolution, Joined, Normalization, WinogradConvolution, layer_of
+from residua.packed import (
+    FusedConvolution,
+    Joined,
+    Normalization,
+    OwnConvolution,
+    PointwiseConvolution,
+    WinogradConvolution,
+    layer_of,
+)
 from residua.prediction import predict
 from residua.published import Published
 from residua.unit import SampledAdd, Unit, switched_off, walk
@@ -367,18 +375,24 @@ def test_evaluation_and_prediction_count_as_the_network_itself_does(
 @pytest.mark.skipif(not winograd.preferred(), reason="the loops do not run here, or are not preferred on this processor")
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_convolutions_with_fewer_multiplications_add_and_clip_as_the_others_do(relu: bool, overwrite: bool) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "stride", "kind"), [(3, 1, WinogradConvolution), (1, 1, PointwiseConvolution), (1, 2, PointwiseConvolution)]
+)
+def test_convolutions_by_own_loops_add_and_clip_as_the_others_do(
+    relu: bool, overwrite: bool, kernel: int, stride: int, kind: type[OwnConvolution]
+) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(32, 48, 3, padding=1)
+    conv = nn.Conv2d(32, 48, kernel, stride, padding=kernel // 2)
     found = Folded(conv, conv.weight.detach().double(), conv.bias.detach().double(), relu)  # type: ignore[union-attr]
     layer, plain = layer_of(found, torch.bfloat16), FusedConvolution(found, torch.bfloat16)
-    assert isinstance(layer, WinogradConvolution)
+    assert type(layer) is kind
     single = Folded(conv, found.weight, found.bias)
-    own, other = (kind(single, torch.bfloat16) for kind in (WinogradConvolution, FusedConvolution))
-    for side, by_tiles in ((12, True), (5, False)):
+    own, other = kind(single, torch.bfloat16), FusedConvolution(single, torch.bfloat16)
+    for side, by_loops in ((12, True), (15, True), (4, False)):
         x = torch.randn(1, 32, side, side).bfloat16().contiguous(memory_format=torch.channels_last)
-        h = torch.randn(1, 48, side, side).bfloat16().contiguous(memory_format=torch.channels_last)
-        assert own._fewer(x) is by_tiles
+        small = (side - 1) // stride + 1
+        h = torch.randn(1, 48, small, small).bfloat16().contiguous(memory_format=torch.channels_last)
+        assert own._pays(x) is by_loops
         torch.testing.assert_close(layer(x), plain(x), atol=0.02, rtol=0.02)
         torch.testing.assert_close(own.applied(x), other.applied(x), atol=0.02, rtol=0.02)
         sums = [one.joined(x, h.clone(), relu=relu, overwrite=overwrite) for one in (own, other)]

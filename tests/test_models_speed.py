@@ -48,8 +48,10 @@ def test_only_the_bias_of_the_whitening_is_learned() -> None:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_it_computes_its_equations(plain: bool) -> None:
-    network = create_model("speed_resnet", widths=(4, 6), units=(1, 2), num_classes=5, plain=plain).double().train()
+@pytest.mark.parametrize("convolutions", [1, 2, 3])
+def test_it_computes_its_equations(plain: bool, convolutions: int) -> None:
+    options = {"widths": (4, 6), "units": (1, 2), "convolutions": convolutions, "num_classes": 5, "plain": plain}
+    network = create_model("speed_resnet", **options).double().train()
     network.fit(images())
     state = dict(network.state_dict())
     x = images()
@@ -65,8 +67,10 @@ def test_it_computes_its_equations(plain: bool) -> None:
         path = f"stages.{stage}.0.branch"
         y = F.gelu(normed(F.max_pool2d(convolved(y, f"{path}.conv"), 2), f"{path}.norm"))
         for unit in range(1, count + 1):
-            path = f"stages.{stage}.{unit}.branch"
-            f = normed(convolved(y, f"{path}.conv"), f"{path}.norm")
+            path, f = f"stages.{stage}.{unit}.branch", y
+            for place in range(convolutions):
+                number = place + 1 if convolutions > 1 else ""
+                f = normed(convolved(F.gelu(f) if place else f, f"{path}.conv{number}"), f"{path}.norm{number}")
             y = F.gelu(f if plain else y + f)
     expected = y.amax((2, 3)) @ state["head.classifier.weight"].T
     torch.testing.assert_close(network(x), expected, rtol=1e-10, atol=1e-12)
@@ -103,7 +107,7 @@ def test_the_recipe_for_a_lower_error_has_a_larger_network_and_leaves_others_alo
 
 
 def test_wrong_options_are_refused() -> None:
-    for options in ({"widths": (4,)}, {"normalization": "none"}, {"widths": (0, 4, 4)}):
+    for options in ({"widths": (4,)}, {"normalization": "none"}, {"widths": (0, 4, 4)}, {"convolutions": 0}):
         with pytest.raises(RequestError):
             create_model("speed_resnet", **options)
 

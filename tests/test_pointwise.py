@@ -60,6 +60,12 @@ def test_results_and_gradients_are_those_in_float64_up_to_rounding(shape: tuple[
     assert found.is_contiguous(memory_format=torch.channels_last)
     beside = made(*found.shape, seed=3)
     assert error(pointwise.convolved(x, pointwise.packed(weight), outputs, beside=beside), exact + beside.double()) < 2**-8
+    bias = torch.randn(outputs, generator=torch.Generator().manual_seed(4))
+    whole = exact + bias[:, None, None].double() + beside.double()
+    given = beside.clone(memory_format=torch.preserve_format)
+    all_of_it = {"bias": bias, "beside": given, "relu": True, "out": given}
+    assert pointwise.convolved(x, pointwise.packed(weight), outputs, **all_of_it) is given
+    assert error(given, whole.relu()) < 2**-8
     dx = F.conv2d(dy.double(), weight.double().transpose(0, 1))
     assert error(pointwise.convolved(dy, pointwise.packed(weight, backward=True), inputs), dx) < 2**-8
     dweight = torch.einsum("nkhw,nchw->kc", dy.double(), x.double())[:, :, None, None]
