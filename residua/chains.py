@@ -73,13 +73,13 @@ def chain_of(model: nn.Module, sample: Tensor) -> Chain | None:
         return chain if torch.equal(x, model(sample)) else None
 
 
-def shortcut_alone(unit: Unit) -> Step | None:
+def shortcut_alone(unit: Unit) -> nn.Module | None:
     """What is left of `unit` when it is switched off (`residua.unit.switched_off`), without computing the branch in vain: the
     shortcut and what follows, where the merge is an addition. None for other merges, which need the shape of the branch."""
     shortcut = unit.shortcut
     if shortcut is None or not isinstance(unit.merge, (Add, SampledAdd)):
         return None
-    return lambda x: unit.post(shortcut(x))
+    return nn.Sequential(shortcut, unit.post)
 
 
 def swapped(steps: Sequence[nn.Module], order: Mapping[int, int]) -> dict[int, Step]:

@@ -7,6 +7,7 @@ kept with its children rewritten, or as it is, in float32, if it has weights of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from residua.packed import Joined, Layer, layer_of
 from residua.shortcuts import ZeroPad
 from residua.unit import Add, SampledAdd, Unit
 
-__all__ = ["Prepared", "multiplies_bf16", "precision_here", "prepared", "ready"]
+__all__ = ["Prepared", "multiplies_bf16", "precision_here", "prepared", "prepared_parts", "ready"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MIXED = (nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -84,6 +85,16 @@ def prepared(network: Network, dtype: torch.dtype | str = torch.float32) -> Netw
         return network
     with torch.no_grad():
         return _Rewriter(DTYPES[dtype] if isinstance(dtype, str) else dtype, network.head.classifier).network(network)
+
+
+def prepared_parts(network: Network, parts: Sequence[nn.Module], dtype: torch.dtype | str) -> list[nn.Module] | None:
+    """Modules of `network`, or made of such, each by itself as `prepared` makes it, for signals in `dtype` and channels-last
+    order; None where `prepared` would give the network itself."""
+    if type(network) is not Network or any(_hooked(module) for module in network.modules()):
+        return None
+    with torch.no_grad():
+        rewriter = _Rewriter(DTYPES[dtype] if isinstance(dtype, str) else dtype, network.head.classifier)
+        return [rewriter.module(part).eval() for part in parts]
 
 
 class _Classifier(nn.Linear):

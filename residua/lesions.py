@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_map
 from residua import keyed
 from residua.analysis import NotApplicable, Place, Subject
 from residua.chains import Chain, Step, chain_of, shortcut_alone, swapped
+from residua.infer import DTYPES, prepared_parts
+from residua.network import Network
 from residua.weight_layers import WeightLayer, removed, weight_layers
 
 __all__ = ["Damage", "Patient", "Target", "kendall_tau", "pairs_drawn", "patient"]
@@ -54,13 +56,16 @@ class Damage:
 class Patient:
     """A subject, its chain (None where it is none), its targets in order, and the groups of steps of the chain that can be
     swapped: within a stage and of one shape. `ordered` are the numbers of all steps that weigh and stand between the first and
-    the last."""
+    the last. `alone` has the step that is left of a target that is off, by its path, where it can be told. With a `dtype` the
+    steps are those of `residua.infer` and compute in it, whatever is around them."""
 
     subject: Subject
     chain: Chain | None
     targets: tuple[Target, ...]
     swappable: tuple[tuple[int, ...], ...]
     ordered: tuple[int, ...]
+    alone: Mapping[str, Step] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
 
     @property
     def plain(self) -> bool:
@@ -75,8 +80,7 @@ class Patient:
         instead: dict[int, Step] = {}
         rest = []
         for target, place in zip(targets, places):
-            unit = target.place.unit if target.place else None
-            alone = shortcut_alone(unit) if unit is not None and self.chain.steps[place] is unit else None
+            alone = self.alone.get(target.path)
             if alone is None:
                 rest.append(target)
             else:
@@ -102,6 +106,8 @@ class Patient:
 
     def signals(self, images: Tensor) -> list[Tensor]:
         """The inputs of all steps, and last the logits; without a chain the images and the logits."""
+        if self.dtype is not None:
+            images = images.to(self.dtype, memory_format=torch.channels_last)
         return self.chain.signals(images) if self.chain else [images, self.subject.model(images)]
 
     @contextmanager
@@ -115,8 +121,11 @@ class Patient:
             yield network
 
 
-def patient(subject: Subject) -> Patient:
-    """What can be damaged in `subject`; raises `NotApplicable` where nothing can."""
+def patient(subject: Subject, precision: str | None = None) -> Patient:
+    """What can be damaged in `subject`; raises `NotApplicable` where nothing can.
+
+    With a `precision` ("fp32" or "bf16") the steps are made ready for inference in it (`residua.infer`), where the subject is a
+    chain on the CPU and all its targets can be switched off by replacing steps."""
     sample = next(subject.batches())[0][:2]
     chain = chain_of(subject.model, sample) if subject.rewired is None else None
     if subject.unseen:
@@ -130,7 +139,28 @@ def patient(subject: Subject) -> Patient:
     if not targets:
         raise NotApplicable(f"{subject.name} has neither units nor layers on its main way that could be switched off.")
     swappable, ordered = _swappable(chain, sample) if chain else ((), ())
-    return Patient(subject, chain, tuple(targets), swappable, ordered)
+    alone = _alone(chain, targets) if chain else {}
+    found = Patient(subject, chain, tuple(targets), swappable, ordered, alone)
+    return found if precision is None else _ready(found, DTYPES[precision])
+
+
+def _alone(chain: Chain, targets: Sequence[Target]) -> dict[str, nn.Module]:
+    units = {target.path: target.place.unit for target in targets if target.place is not None}
+    found = {path: shortcut_alone(unit) for path, unit in units.items() if unit is not None and unit in chain.steps}
+    return {path: step for path, step in found.items() if step is not None}
+
+
+def _ready(found: Patient, dtype: torch.dtype) -> Patient:
+    """`found` with its steps as they are for inference, or as it is where modules of the network itself have to be changed."""
+    network, chain, alone = found.subject.model, found.chain, found.alone
+    if chain is None or len(alone) < len(found.targets) or not isinstance(network, Network) or found.subject.device.type != "cpu":
+        return found
+    steps = [step for step in alone.values() if isinstance(step, nn.Module)]
+    parts = prepared_parts(network, [*chain.steps, *steps], dtype)
+    if parts is None:
+        return found
+    own = Chain(tuple(parts[: len(chain)]), chain.paths)
+    return replace(found, chain=own, alone=dict(zip(alone, parts[len(chain) :])), dtype=dtype)
 
 
 def kendall_tau(order: Sequence[int]) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from residua.analyses.lesion import lesion
 from residua.analysis import Budget, Subject
-from residua.lesions import Patient, kendall_tau, pairs_drawn, patient
+from residua.lesions import Damage, Patient, kendall_tau, pairs_drawn, patient
 from residua.models import create_model
 from residua.network import Network
 from residua.subjects import module_subject
@@ -123,6 +123,43 @@ def test_swapped_units_are_those_of_a_network_in_which_they_stand_in_each_others
             assert torch.equal(found.logits(damage, x, found.signals(x)), other(x))
         whole = [*order, *range(3, 9)]
         assert tau == pytest.approx(kendalltau(range(9), whole).statistic)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cifar_resnet", {"depth": 20}),
+        ("cifar_resnet", {"depth": 20, "shortcut": "B"}),
+        ("preact_cifar_resnet", {"depth": 20}),
+        ("cifar_wide_resnet", {"depth": 22, "width": 1}),
+        ("cifar_resnext", {"cardinality": 4, "width": 8}),
+    ],
+    ids=str,
+)
+def test_steps_that_are_ready_for_inference_give_what_the_network_gives(name: str, options: dict[str, Any]) -> None:
+    of = subject(trained(name, **options))
+    exact, fp32, bf16 = patient(of), patient(of, "fp32"), patient(of, "bf16")
+    assert (exact.dtype, fp32.dtype, bf16.dtype) == (None, torch.float32, torch.bfloat16)
+    x, _ = next(of.batches())
+    ks = [found.without([found.targets[place] for place in (0, 4, 5)]) for found in (exact, fp32, bf16)]
+    ones = [found.without([found.targets[3]]) for found in (exact, fp32, bf16)]
+    swaps = [found.shuffled([found.swappable[-1][:2]])[0] for found in (exact, fp32, bf16)]  # type: ignore[list-item]
+    with torch.inference_mode():
+        signals = [found.signals(x) for found in (exact, fp32, bf16)]
+        for damages in ([Damage()] * 3, ones, ks, swaps):
+            wanted, close, near = (
+                found.logits(damage, x, known) for found, damage, known in zip((exact, fp32, bf16), damages, signals)
+            )
+            torch.testing.assert_close(close, wanted, rtol=1e-4, atol=1e-4 * float(wanted.abs().max()))
+            assert float((near - wanted).norm() / (wanted - wanted.mean()).norm()) < 0.2
+
+
+def test_networks_whose_units_cannot_be_replaced_are_damaged_as_they_are() -> None:
+    for model in (trained("densenet_40_12", num_classes=CLASSES), trained("plain20"), Foreign().eval()):
+        assert patient(subject(model, count=10), "bf16").dtype is None
+    hooked = trained("resnet20")
+    hooked.stages[0].register_forward_hook(lambda *_: None)
+    assert patient(subject(hooked, count=10), "bf16").dtype is None
 
 
 def test_kendalls_tau_is_scipys() -> None:

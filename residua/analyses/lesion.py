@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor
 from residua import keyed
 from residua.analyses._lesion_figures import draw, read
 from residua.analysis import Analysis, Budget, Subject, affordable
-from residua.infer import precision_here
+from residua.infer import precision_here, ready
 from residua.lesions import Damage, Patient, pairs_drawn, patient
+from residua.network import Network
 from residua.scoring import autocast_for
 from residua.statistics import wilson_interval
 
@@ -30,10 +32,10 @@ COUNTS = 8
 
 
 def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
-    found = patient(subject)
-    images, _ = next(subject.batches())
     precision = precision_here("bf16", subject.device)  # the errors are counts: rounding moves one in some hundred images
-    with torch.inference_mode(), autocast_for(precision, subject.device):
+    found = patient(subject, precision)
+    images, _ = next(subject.batches())
+    with torch.inference_mode(), _computing(found, precision):
         seconds = budget.timed(lambda: found.signals(images)[-1].sum().item())
     single = [found.without([target]) for target in found.targets]
     draws, random, orders = _planned(found, budget, single, seconds / len(images))
@@ -66,6 +68,11 @@ def _measure(subject: Subject, budget: Budget) -> dict[str, Any]:
         "without_swaps": None if orders else "no two steps of one shape stand in a chain",
         "used": {"images": seen, "draws": draws, "precision": precision},
     }  # fmt: skip
+
+
+def _computing(found: Patient, precision: str) -> AbstractContextManager[object]:
+    """The context for `precision`, unless the steps compute in it by themselves."""
+    return autocast_for(precision, found.subject.device) if found.dtype is None else nullcontext()
 
 
 def _planned(
@@ -113,11 +120,13 @@ def _count(
     gets wrong in float32."""
     seen, exact, wrong = 0, 0, [0] * len(damages)
     counts = [0] * len(found.subject.classes)
+    model = found.subject.model
+    in_fp32 = ready(model, "fp32", found.subject.device) if isinstance(model, Network) else model
     for images, labels in found.subject.batches():
         images, labels = images[: wanted - seen], labels[: wanted - seen]
         with torch.inference_mode():
-            exact += int((found.subject.model(images).argmax(1) != labels).sum())
-        with torch.inference_mode(), autocast_for(precision, images.device):
+            exact += int((in_fp32(images).argmax(1) != labels).sum())
+        with torch.inference_mode(), _computing(found, precision):
             signals = found.signals(images)
             for number, damage in enumerate(damages):
                 wrong[number] += int((found.logits(damage, images, signals).argmax(1) != labels).sum())
@@ -134,7 +143,7 @@ def _zeroed(found: Patient, images: Tensor, precision: str) -> list[float | None
     """The error on one batch with the response of each layer zero: what is left of a plain network is a constant."""
     labels = next(found.subject.batches())[1]
     rows: list[float | None] = []
-    with torch.inference_mode(), autocast_for(precision, images.device):
+    with torch.inference_mode(), _computing(found, precision):
         signals = found.signals(images)
         for target in found.targets:
             logits = found.logits(found.without([target], zero=True), images, signals)

@@ -36,7 +36,7 @@ def speed_resnet(
     plain: bool = False,
     normalization: str = "batch",
 ) -> Network:
-    """`units[i]` residual units of `widths[i]` channels in stage i, with that many `convolutions` in a branch, behind a plain one that
+    """`units[i]` residual units of `widths[i]` channels in stage i, `convolutions` in each branch, behind a plain one that
     widens and halves the map.
 
     Images of at least 2^stages + 1 pixels a side. `plain` leaves the shortcuts out; `normalization` is "batch" or "group".
