@@ -36,8 +36,9 @@ typedef struct {
     long portion;
 } following;
 
-/* With each product, so that memory is waited for less. */
-inlined void bring(following *f) {
+/* With each product, so that memory is waited for less; where only its result goes through memory, for else there is enough to read. */
+inlined void bring(following *f, int kind) {
+    if (kind != WRITTEN) return;
     const char *until = f->ahead + f->portion < f->end ? f->ahead + f->portion : f->end;
     for (; f->ahead < until; f->ahead += 64) _mm_prefetch(f->ahead, _MM_HINT_T1);
 }
@@ -111,9 +112,9 @@ PRODUCT(6, 4)
 /* The narrowest, which read most rows at once: a step that the compiler knows needs no registers for their places. */
 inlined void narrow(const bf16 *a, long step, const bf16 *b, long pairs, following *f, int kind, long row, long count, long k) {
     switch (step) {
-    case 32: for (long r = 0; r < count; r += 24, bring(f)) product_1(a + r * 32, 32, b, pairs, f, kind, row + r, count - r, k); break;
-    case 64: for (long r = 0; r < count; r += 24, bring(f)) product_1(a + r * 64, 64, b, pairs, f, kind, row + r, count - r, k); break;
-    default: for (long r = 0; r < count; r += 24, bring(f)) product_1(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
+    case 32: for (long r = 0; r < count; r += 24, bring(f, kind)) product_1(a + r * 32, 32, b, pairs, f, kind, row + r, count - r, k); break;
+    case 64: for (long r = 0; r < count; r += 24, bring(f, kind)) product_1(a + r * 64, 64, b, pairs, f, kind, row + r, count - r, k); break;
+    default: for (long r = 0; r < count; r += 24, bring(f, kind)) product_1(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
     }
 }
 
@@ -122,9 +123,9 @@ inlined void products_of(const bf16 *a, long step, const bf16 *b, long pairs, fo
                          int vectors) {
     switch (vectors) {
     case 1: narrow(a, step, b, pairs, f, kind, row, count, k); break;
-    case 2: for (long r = 0; r < count; r += 12, bring(f)) product_2(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
-    case 3: for (long r = 0; r < count; r += 8, bring(f)) product_3(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
-    default: for (long r = 0; r < count; r += 6, bring(f)) product_4(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
+    case 2: for (long r = 0; r < count; r += 12, bring(f, kind)) product_2(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
+    case 3: for (long r = 0; r < count; r += 8, bring(f, kind)) product_3(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
+    default: for (long r = 0; r < count; r += 6, bring(f, kind)) product_4(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
     }
 }
 
@@ -197,11 +198,11 @@ static int convolve(const bf16 *x, const float *scale, const float *shift, const
                 here.first = sums + b * 2 * outputs, here.second = here.first + outputs;
                 memset(here.first, 0, 2 * outputs * sizeof(float));
             }
-            /* What is as it is to be is read where it lies, but for rows that fill no product. */
-            long there = scale ? 0 : count / ROWS * ROWS;
+            /* What is as it is to be, and brought near, is read where it lies, but for rows that fill no product. */
+            long there = scale || kind != WRITTEN ? 0 : count / ROWS * ROWS;
             long calls = (count + group - 1) / group * panels;
             here.ahead = (const char *)(x + (row + count) * C), here.end = (const char *)(x + least(row + count + d.block, rows) * C);
-            here.portion = d.parts > 1 ? 0 : (d.block * C * (long)sizeof(bf16) / calls + 63) / 64 * 64;
+            here.portion = d.parts > 1 || C < 64 ? 0 : (d.block * C * (long)sizeof(bf16) / calls + 63) / 64 * 64;
             rows_of(x, scale, shift, row + there, count - there, C, aside);
             for (long k = first; k < least(first + d.share, f->channels); k += PANEL * LANES) {
                 int vectors = (int)(width_of(outputs, k / (PANEL * LANES)) / LANES);

@@ -190,6 +190,7 @@ def test_the_three_forms_have_one_size_and_one_cost(form: str) -> None:
 
 def test_the_summed_paths_begin_as_large_as_the_grouped_form() -> None:
     """Standard deviation sqrt(2 / (C d)), the fan-in of the whole sum."""
+    torch.manual_seed(0)
     model = create_model("cifar_resnext", depth=11, cardinality=8, width=8, form="paths")
     last = torch.cat([path.conv3.weight for path in model.stages[0][0].branch.paths.children()], dim=1).detach()
     assert last.shape == (256, 64, 1, 1)
