@@ -253,7 +253,7 @@ def finish(run: Any, data_dir: Path | None, device: str | None, as_json: bool) -
     values = evaluation.to_dict()
     metrics = {name: values[name] for name in ("top1_error", "top5_error", "balanced_accuracy", "num_samples", "split", "nll")}
     metrics["training_seconds"] = ends[-1]["values"]["training_seconds"] if ends else None
-    metrics["steps"] = run.manifest["total_steps"]
+    metrics["steps"] = run.recorded("total_steps")
     if as_json:
         emit({"run": str(run.path), "report": str(report), "finished": True, "metrics": metrics})
         return

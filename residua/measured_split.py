@@ -75,7 +75,7 @@ def _changed(dataset: Dataset, run: Run) -> bool:
     held = any(isinstance(samples, ArraySamples) for samples in dataset.splits.values())
     if held != run.manifest.get("in_memory", True):
         return False
-    return dataset.fingerprint() != run.manifest["data_fingerprint"]
+    return dataset.fingerprint() != run.recorded("data_fingerprint")
 
 
 def _left_out(dataset: Dataset, split: str) -> tuple[tuple[str, str], ...]:

@@ -249,26 +249,26 @@ def continue_run(out: Path, recipe: Recipe, dataset: Dataset, device: torch.devi
             f"The run {out} was begun with another recipe ({listed}), which a run keeps to its end. To continue it, repeat the "
             f"command that began it: {shell(run)}. To train by the recipe of now, choose another --out."
         )
-    if run.manifest["data_fingerprint"] != dataset.fingerprint():
+    if run.recorded("data_fingerprint") != dataset.fingerprint():
         raise RequestError(
             f"The data of the run {out} ({dataset.source}) has changed since it began, and a run has one set of data. Put "
             "the data back as it was to continue it, or choose another --out to train on the new data."
         )
-    if run.manifest["processes"] != share.world:
-        began = run.manifest["processes"]
+    if run.recorded("processes") != share.world:
+        began = run.recorded("processes")
         raise RequestError(
             f"The run {out} was begun with {_processes(began)}, not {share.world}, and each has its part of a batch. Continue it "
             f"with {_processes(began)}, or choose another --out to train with {share.world}."
         )
     run = replace(run, recipe=replace(run.recipe, checkpoints=recipe.checkpoints))
-    stored = plan.named(run.manifest["plan"]["name"])
+    stored = plan.named(str(run.recorded("plan").get("name")))
     network = fresh_network(run.recipe)
     if not run.finished():
         plan.check(stored, device, network=network)
     network.recompute_every, network.recompute_stages = run.manifest.get("recompute", [network.recompute_every, None])
     if not checkpoints.available(run.checkpoints):  # else the weights come from there, and the file may be gone
         loaded = start_from(network, run.recipe, dataset.classes)
-        if loaded is not None and loaded.sha256 != run.manifest["weights"]["sha256"]:
+        if loaded is not None and loaded.sha256 != run.recorded("weights")["sha256"]:
             raise RequestError(
                 f"The weights {loaded.where} have changed since the run {out} began from them, and it has no checkpoint yet. Put "
                 "the former ones back to continue it, or choose another --out to start from the new ones."
@@ -285,11 +285,11 @@ def versions(chosen: Plan) -> dict[str, str]:
 
 def other_software(prepared: Prepared) -> str | None:
     """That an unfinished run goes on with other versions than those that began it, in a sentence; None if it does not."""
-    manifest = prepared.run.manifest
-    began, now = manifest["versions"], versions(prepared.plan)
+    run = prepared.run
+    began, now = run.recorded("versions"), versions(prepared.plan)
     here = machine.hardware(prepared.device)
     pairs = [(name, began[name], now[name]) for name in now if began.get(name, now[name]) != now[name]]
-    if (then := manifest["hardware"].get("processor")) != here["processor"]:
+    if (then := run.recorded("hardware").get("processor")) != here["processor"]:
         pairs.append(("processor", then, here["processor"]))
     if not pairs or prepared.run.finished():
         return None
@@ -301,7 +301,7 @@ def shell(run: Run) -> str:
     """The command that began a run."""
     import shlex
 
-    return shlex.join(run.manifest["command"])
+    return shlex.join(run.recorded("command"))
 
 
 def _processes(number: int) -> str:

@@ -65,7 +65,7 @@ class Recorder:
         self, run: Run, first: int, seconds: float, listener: Listener, pending: Mapping[str, Any] | None = None
     ) -> None:
         self.path, self.listener = run.path / "metrics.jsonl", listener
-        self.total, self.per_epoch = run.manifest["total_steps"], run.manifest["steps_per_epoch"]
+        self.total, self.per_epoch = run.recorded("total_steps"), run.recorded("steps_per_epoch")
         self.every = max(1, self.total // 2_000)
         kept = [line for line in read_lines(self.path) if line["step"] <= first and (line["split"] != "end")]
         write_atomically(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

@@ -89,7 +89,7 @@ def _train(task: Task, settings: Settings) -> None:
         broken = f"Training broke off: the loss was {error.__cause__.value} at update {error.__cause__.step:,}."
     run = runs.open_run(task.path)
     values, curves = _shown(run, broken, settings)
-    manifest = {name: run.manifest[name] for name in MANIFEST} | {"plan": run.manifest["plan"]["name"]}
+    manifest = {name: run.manifest[name] for name in MANIFEST} | {"plan": run.recorded("plan")["name"]}
     opening = [[line["step"], line["values"]["loss"], line["values"]["error"]] for line in run.metrics("train")[:OPENING]]
     _record(task, values, curves, broken=broken, manifest=manifest, opening=opening)
 
@@ -97,14 +97,14 @@ def _train(task: Task, settings: Settings) -> None:
 def _shown(run: Run, broken: str, settings: Settings) -> tuple[dict[str, float], dict[str, list[list[float]]]]:
     """The measures and curves of a run (`residua.evidence.Record`)."""
     lines, tests = run.metrics("train"), run.metrics("test")
-    total, images = run.manifest["total_steps"], run.recipe.batch_size
-    values: dict[str, float] = {"parameters": run.manifest["parameters"], "multiply_adds": run.manifest["multiply_adds"]}
+    total, images = run.recorded("total_steps"), run.recipe.batch_size
+    values: dict[str, float] = {"parameters": run.recorded("parameters"), "multiply_adds": run.recorded("multiply_adds")}
     if broken:
         chance, uniform = 100 * (1 - 1 / len(run.classes)), math.log(len(run.classes))
         values |= {"test_error": chance, "train_error": chance, "best_test_error": chance}
         values |= {"train_loss": uniform, "test_loss": uniform}
     else:
-        last = [line["values"] for line in lines if line["step"] > total - run.manifest["steps_per_epoch"]]
+        last = [line["values"] for line in lines if line["step"] > total - run.recorded("steps_per_epoch")]
         seconds = run.metrics("end")[-1]["values"]["training_seconds"]
         values |= {"training_seconds": seconds, "seconds_per_image": seconds / (total * images)}
         values |= {f"train_{name}": fmean(line[name] for line in last) for name in ("error", "loss")}

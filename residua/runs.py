@@ -56,6 +56,12 @@ class Run:
     data: Mapping[str, Any]
     normalization: Mapping[str, Tensor]
 
+    def recorded(self, field: str) -> Any:
+        """A field of the manifest that is needed; raises `RequestError` where it is missing."""
+        if field not in self.manifest:
+            raise _without(self.path / "manifest.json", field)
+        return self.manifest[field]
+
     @property
     def classes(self) -> list[str]:
         """Class names in the order of their ids, frozen when the run began."""
@@ -153,20 +159,37 @@ def open_run(path: Path | str) -> Run:
 
 
 def _manifest(file: Path) -> dict[str, Any]:
-    """What manifest.json holds; raises `RequestError` where a field is missing or wrong that every use of a run needs."""
+    """What manifest.json holds; raises `RequestError` where a field is of another kind than it is written, or one is missing that
+    every use of a run needs."""
     manifest = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(manifest, dict):
         raise ValueError(f"{file} holds no object with fields")
     for field in ("format", "total_steps"):
-        advice = "Put the file back from a copy of the run, or train it anew into another --out."
         if field not in manifest:
-            raise RequestError(f"The run {file.parent} is damaged: {file} has no field {field}. {advice}")
-        if type(manifest[field]) is not int or manifest[field] < 1:
+            raise _without(file, field)
+    for field, (kind, words) in _KINDS.items():
+        if field not in manifest:
+            continue
+        value = manifest[field]
+        if type(value) is not kind or (isinstance(value, int) and value < 1):
             raise RequestError(
-                f"The run {file.parent} is damaged: in {file} the field {field} is {manifest[field]!r}, not a whole number of at "
-                f"least 1. {advice}"
+                f"The run {file.parent} is damaged: in {file} the field {field} is {value!r}, not {words}. {_ADVICE}"
             )
     return manifest
+
+
+_NUMBER: tuple[type, str] = (int, "a whole number of at least 1")
+_FIELDS: tuple[type, str] = (dict, "an object with fields")
+_KINDS: dict[str, tuple[type, str]] = {
+    "format": _NUMBER, "total_steps": _NUMBER, "steps_per_epoch": _NUMBER, "processes": _NUMBER, "threads": _NUMBER,
+    "data_fingerprint": (str, "a text"), "command": (list, "a list"), "recompute": (list, "a list"), "plan": _FIELDS,
+    "versions": _FIELDS, "hardware": _FIELDS,
+}  # fmt: skip
+_ADVICE = "Put the file back from a copy of the run, or train it anew into another --out."
+
+
+def _without(file: Path, field: str) -> RequestError:
+    return RequestError(f"The run {file.parent} is damaged: {file} has no field {field}. {_ADVICE}")
 
 
 def shipped() -> list[str]:

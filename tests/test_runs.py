@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -210,6 +211,24 @@ def test_a_manifest_without_a_field_is_refused_by_file_and_field(run: runs.Run, 
     file.write_text(json.dumps({**run.manifest, field: "many"}))
     with pytest.raises(RequestError, match=rf"in {file} the field {field} is 'many', not a whole number"):
         runs.load(run.path)
+
+
+@pytest.mark.parametrize(("field", "wrong", "words"), [
+    ("steps_per_epoch", 2.5, "a whole number"), ("processes", True, "a whole number"), ("data_fingerprint", 7, "a text"),
+    ("plan", "bf16", "an object"), ("versions", None, "an object"), ("command", {}, "a list"),
+])  # fmt: skip
+def test_a_field_of_another_kind_is_refused_and_a_missing_one_where_it_is_needed(
+    run: runs.Run, field: str, wrong: object, words: str
+) -> None:
+    file = run.path / "manifest.json"
+    file.write_text(json.dumps({**run.manifest, field: wrong}))
+    with pytest.raises(
+        RequestError, match=rf"in {file} the field {field} is {re.escape(repr(wrong))}, not {words}.* Put the file"
+    ):
+        open_run(run.path)
+    file.write_text(json.dumps({name: value for name, value in run.manifest.items() if name != field}))
+    with pytest.raises(RequestError, match=rf"{file} has no field {field}\. Put the file back"):
+        open_run(run.path).recorded(field)
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_is_not_shipped(run: runs.Run, tmp_path: Path) -> None:
