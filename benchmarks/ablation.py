@@ -122,20 +122,18 @@ def main() -> None:
             results[name].append(error)
             times[name].append(took)
             print(f"{name:<48} seed {seed}  error {error:6.2f} %  {took:7.1f} s", flush=True)
-    rows = [{**row, "seconds": statistics.mean(times[row["variant"]])} for row in table(results)]
+    rows = table(results)
     print(f"\n{'variant':<48}{'error %':>9}{'sd':>7}{'gap':>8}{'+-':>7}")
     for row in rows:
         print(f"{row['variant']:<48}{row['error']:>9.2f}{row['sd']:>7.2f}{row['gap']:>+8.2f}{row['gap_se']:>7.2f}")
     columns = {
         "variant": "variant",
         "error": "error, %",
-        "sd": "sd",
         "gap": "to the whole recipe",
-        "gap_se": "standard error",
         "seeds": "seeds",
-        "seconds": "training, s",
+        **({"sd": "sd", "gap_se": "standard error"} if options.seeds > 1 else {}),
     }
-    named = [{columns[key]: value for key, value in row.items()} for row in rows]
+    named = [{name: row[key] for key, name in columns.items()} for row in rows]
     raw = {"request": request, "errors": results, "training_seconds": times}
     form.write(options.json, form.result(options.json.stem if options.json else "ablation", named, raw=raw))
 
