@@ -13,7 +13,7 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
     """CIFAR-10 in minutes on two processor cores.
 
     What makes it fast, after Page 2018 ("How to train your ResNet") and Jordan 2024 ("94 % on CIFAR-10 in 3.29 seconds on a
-    single GPU"), whose parts these are; docs/performance.md says what some of them are worth here:
+    single GPU"), whose parts these are; docs/performance.md says what each of them is worth here:
 
     - the network (`residua.models.speed`): an identity past every convolution behind a pooling, a head that starts near zero,
       and in the first layer nothing to learn but offsets, and these in the first fifth of the run only;
