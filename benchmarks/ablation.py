@@ -134,7 +134,11 @@ def main() -> None:
         **({"sd": "sd", "gap_se": "standard error"} if options.seeds > 1 else {}),
     }
     named = [{name: row[key] for key, name in columns.items()} for row in rows]
-    raw = {"request": request, "errors": results, "training_seconds": times}
+    raw = {
+        "request": {key: value for key, value in request.items() if key != "data_dir"},
+        "errors": results,
+        "training_seconds": times,
+    }
     form.write(options.json, form.result(options.json.stem if options.json else "ablation", named, raw=raw))
 
 
