@@ -81,20 +81,28 @@ def prepared(network: Network, dtype: torch.dtype | str = torch.float32) -> Netw
     that nothing is folded into may be shared. `network` is left as it was; it is returned itself if a module of it has hooks, for
     those read or change signals that fused layers do not have, or if it is a network of another class.
     """
-    if type(network) is not Network or any(_hooked(module) for module in network.modules()):
+    rewriter = _rewriter(network, dtype)
+    if rewriter is None:
         return network
     with torch.no_grad():
-        return _Rewriter(DTYPES[dtype] if isinstance(dtype, str) else dtype, network.head.classifier).network(network)
+        return rewriter.network(network)
 
 
-def prepared_parts(network: Network, parts: Sequence[nn.Module], dtype: torch.dtype | str) -> list[nn.Module] | None:
+def prepared_parts(network: nn.Module, parts: Sequence[nn.Module], dtype: torch.dtype | str) -> list[nn.Module] | None:
     """Modules of `network`, or made of such, each by itself as `prepared` makes it, for signals in `dtype` and channels-last
     order; None where `prepared` would give the network itself."""
-    if type(network) is not Network or any(_hooked(module) for module in network.modules()):
+    rewriter = _rewriter(network, dtype)
+    if rewriter is None:
         return None
     with torch.no_grad():
-        rewriter = _Rewriter(DTYPES[dtype] if isinstance(dtype, str) else dtype, network.head.classifier)
         return [rewriter.module(part).eval() for part in parts]
+
+
+def _rewriter(network: nn.Module, dtype: torch.dtype | str) -> _Rewriter | None:
+    """None for what is not to be rewritten: networks with hooks, and of another class."""
+    if type(network) is not Network or any(_hooked(module) for module in network.modules()):
+        return None
+    return _Rewriter(DTYPES[dtype] if isinstance(dtype, str) else dtype, network.head.classifier)
 
 
 class _Classifier(nn.Linear):

@@ -21,7 +21,6 @@ from residua import keyed
 from residua.analysis import NotApplicable, Place, Subject
 from residua.chains import Chain, Step, chain_of, shortcut_alone, swapped
 from residua.infer import DTYPES, prepared_parts
-from residua.network import Network
 from residua.weight_layers import WeightLayer, removed, weight_layers
 
 __all__ = ["Damage", "Patient", "Target", "kendall_tau", "pairs_drawn", "patient"]
@@ -64,7 +63,7 @@ class Patient:
     targets: tuple[Target, ...]
     swappable: tuple[tuple[int, ...], ...]
     ordered: tuple[int, ...]
-    alone: Mapping[str, Step] = field(default_factory=dict)
+    alone: Mapping[str, nn.Module] = field(default_factory=dict)
     dtype: torch.dtype | None = None
 
     @property
@@ -152,11 +151,10 @@ def _alone(chain: Chain, targets: Sequence[Target]) -> dict[str, nn.Module]:
 
 def _ready(found: Patient, dtype: torch.dtype) -> Patient:
     """`found` with its steps as they are for inference, or as it is where modules of the network itself have to be changed."""
-    network, chain, alone = found.subject.model, found.chain, found.alone
-    if chain is None or len(alone) < len(found.targets) or not isinstance(network, Network) or found.subject.device.type != "cpu":
+    chain, alone = found.chain, found.alone
+    if chain is None or len(alone) < len(found.targets) or found.subject.device.type != "cpu":
         return found
-    steps = [step for step in alone.values() if isinstance(step, nn.Module)]
-    parts = prepared_parts(network, [*chain.steps, *steps], dtype)
+    parts = prepared_parts(found.subject.model, [*chain.steps, *alone.values()], dtype)
     if parts is None:
         return found
     own = Chain(tuple(parts[: len(chain)]), chain.paths)
