@@ -22,7 +22,7 @@ import form
 import torch
 from torch import Tensor, nn
 
-from residua import convolving, kernels, optim, orthogonal, plan, pointwise, strided, winograd
+from residua import convolving, kernels, optim, orthogonal, plan, pointwise, stems, strided, winograd
 from residua.doctor import matrix_rate
 
 CONVOLUTIONS = [  # images, channels, side
@@ -33,6 +33,7 @@ STRIDED = [(128, 16, 32, 32), (128, 32, 64, 16), (32, 64, 128, 56)]
 POINTWISE = [(64, 64, 16, 32), (64, 16, 64, 32), (32, 256, 64, 56), (32, 64, 256, 56), (32, 512, 128, 28), (32, 256, 1024, 14)]
 """Both: images, channels before and after, side."""
 POOLINGS = [(1000, 64, 31, 2, 2, 0), (32, 64, 112, 3, 2, 1)]  # images, channels, side, window, stride, padding
+FIRST = [(128, 16, 32, 3, 1), (32, 64, 224, 7, 2)]  # images, outputs, side, kernel, stride
 UPDATES = [(128, 1152), (256, 2304), (512, 4608), (2048, 512)]
 
 
@@ -106,6 +107,22 @@ def strided_convolutions(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def first_layers(rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    for images, outputs, side, kernel, stride in FIRST:
+        loops = stems.Stem(stride, (kernel // 2, kernel // 2))
+        x, dy = laid_out(images, 3, side, side), laid_out(images, outputs, side // stride, side // stride)
+        weight = torch.randn(outputs, 3, kernel, kernel).contiguous(memory_format=torch.channels_last)
+        ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            f"first layer {kernel}x{kernel}": (partial(loops.convolution, x, weight), partial(plain, x, weight, stride)),
+            "its weights' gradient": (partial(loops.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+        }
+        work = 2 * kernel**2 * 3 * outputs * (side // stride) ** 2 * images / 1e9
+        shape = f"{images} x 3 x {side} x {side} to {outputs}"
+        rows += [row(what, shape, *pair, rounds, work) for what, pair in ways.items()]
+    return rows
+
+
 def pointwise_convolutions(rounds: int) -> list[dict[str, Any]]:
     rows = []
     for images, inputs, outputs, side in POINTWISE:
@@ -143,6 +160,14 @@ def poolings(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def pooled_norms(rounds: int) -> list[dict[str, Any]]:
+    images, channels, side, window, stride, padding = POOLINGS[-1]
+    layers = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(window, stride, padding))
+    x = laid_out(images, channels, side, side).requires_grad_()
+    ways = [partial(both_ways, one, x) for one in (kernels.fused(layers), layers)]
+    return [row("norm, ReLU, maxima, both ways", f"{images} x {channels} x {side} x {side}", *ways, rounds, 0)]
+
+
 def both_ways(pool: nn.Module, x: Tensor) -> object:
     y = pool(x)
     return torch.autograd.grad(y, x, torch.ones_like(y))
@@ -175,8 +200,10 @@ def main() -> None:
     rows = [
         *convolutions(arguments.rounds),
         *strided_convolutions(arguments.rounds),
+        *first_layers(arguments.rounds),
         *pointwise_convolutions(arguments.rounds),
         *poolings(arguments.rounds),
+        *pooled_norms(arguments.rounds),
         *updates(arguments.rounds),
     ]
     ceiling = {"bf16, GFLOP/s": matrix_rate(torch.bfloat16, torch.device("cpu"), 2048, 2.0)}

@@ -1,7 +1,7 @@
 """Convolutions by loops of our own, as layers for training. Layer 2.
 
-One of `LOOPS` is one kind of convolution, as `Loops` says. All compute in bf16 and take maps in channels-last order; other maps
-go through the plain layers.
+One of `LOOPS` is one kind of convolution, as `Loops` says, and `residua.stems` makes such for images, by stride and margin. All
+compute in bf16 and take maps in channels-last order; other maps go through the plain layers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from residua import native, pointwise, sparing, strided, winograd
+from residua import native, pointwise, sparing, stems, strided, winograd
 
 __all__ = [
     "LOOPS",
@@ -45,12 +45,12 @@ LOOPS: tuple[Loops, ...] = (winograd, pointwise, strided)
 
 def loops_for(layer: nn.Module | None) -> Loops | None:
     """The loops that compute a layer; None if there are none."""
-    return next((loops for loops in LOOPS if loops.suits(layer)), None)
+    return next((loops for loops in LOOPS if loops.suits(layer)), None) or stems.loops_for(layer)
 
 
 def obstacle() -> str | None:
     """Why the loops cannot run here, in a sentence; None if they can. The first call compiles them."""
-    return next((why for loops in LOOPS if (why := loops.obstacle())), None)
+    return next((why for loops in LOOPS if (why := loops.obstacle())), None) or stems.obstacle()
 
 
 def takes(conv: nn.Conv2d, x: Tensor) -> bool:

@@ -32,10 +32,23 @@ from residua.shortcuts import ZeroPad
 from residua.sparing import SparingStage
 from residua.unit import Add, BranchOnly, Concat, Unit
 
-__all__ = ["FusedNorm", "FusedUnit", "NormConvolution", "Pool", "PreUnit", "available", "fused", "obstacle", "spared"]
+__all__ = [
+    "FusedNorm",
+    "FusedUnit",
+    "NormConvolution",
+    "Pool",
+    "PooledNorm",
+    "PreUnit",
+    "available",
+    "fused",
+    "obstacle",
+    "spared",
+]
 
 NONE, RELU, GELU = range(3)  # what follows a normalisation and an addition, as in kernels.c
 _RUNNING, _BATCH, _GIVEN = range(3)  # where the statistics come from, as in kernels.c
+CLOSED = 255
+"""The place of a maximum that ReLU does not let through, as in kernels.c."""
 NARROW = 128
 """Results of a 1x1 convolution with more channels are so wide that the gradient of what stands before it is better kept between
 two passes than made twice."""
@@ -68,6 +81,8 @@ _LOOPS = {
             "norm_backward": [POINTER] * 7 + [NUMBER] + [POINTER] * 6 + [NUMBER, NUMBER, FLAG, FLAG],
             "pool_forward": [POINTER] * 3 + [ctypes.POINTER(_Windows)],
             "pool_backward": [POINTER] * 3 + [ctypes.POINTER(_Windows)],
+            "norm_pool_forward": [POINTER] * 8 + [ctypes.POINTER(_Windows)],
+            "norm_pool_backward": [POINTER] * 11 + [FLAG, ctypes.POINTER(_Windows)],
         },
         nothing=["pool_forward", "pool_backward"],
         macros=macros,
@@ -318,12 +333,12 @@ class _Pooled(torch.autograd.Function):
     """The maxima of windows, and for the backward pass only their places, a byte each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, windows: tuple[int, ...], down: int, across: int) -> Tensor:
-        images, channels, height, width = x.shape
-        ctx.windows, ctx.shape = _Windows(images, height, width, channels, down, across, *windows), x.shape
-        y = torch.empty((images, channels, down, across), dtype=x.dtype, memory_format=torch.channels_last)
-        places = torch.empty((images, channels, down, across), dtype=torch.uint8, memory_format=torch.channels_last)
-        _LOOPS[x.dtype].library.pool_forward(x.data_ptr(), y.data_ptr(), places.data_ptr(), ctypes.byref(ctx.windows))
+    def forward(ctx: Any, x: Tensor, windows: _Windows) -> Tensor:
+        ctx.windows, ctx.shape = windows, x.shape
+        shape = windows.images, windows.channels, windows.down, windows.across
+        y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        places = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        _LOOPS[x.dtype].library.pool_forward(x.data_ptr(), y.data_ptr(), places.data_ptr(), ctypes.byref(windows))
         ctx.save_for_backward(places)
         return y
 
@@ -334,7 +349,7 @@ class _Pooled(torch.autograd.Function):
         dy = dy.contiguous(memory_format=torch.channels_last)
         dx = torch.empty(ctx.shape, dtype=dy.dtype, memory_format=torch.channels_last)
         _LOOPS[dy.dtype].library.pool_backward(dy.data_ptr(), places.data_ptr(), dx.data_ptr(), ctypes.byref(ctx.windows))
-        return dx, None, None, None
+        return dx, None
 
 
 class Pool(nn.Module):
@@ -346,17 +361,72 @@ class Pool(nn.Module):
         self.window, self.stride, self.padding = (_pair(value) for value in (pool.kernel_size, pool.stride, pool.padding))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not native.laid_out(x):
-            y: Tensor = self.pool(x)
-            return y
+        windows = self.windows(x) if native.laid_out(x) else None
+        y: Tensor = self.pool(x) if windows is None else _Pooled.apply(x, windows)
+        return y
+
+    def windows(self, x: Tensor) -> _Windows | None:
+        """Those of x; None where there are none, of which torch says what is wrong."""
+        images, channels, *sizes = x.shape
         sides = [
             (size + 2 * pad - window) // stride + 1
-            for size, pad, window, stride in zip(x.shape[2:], self.padding, self.window, self.stride)
+            for size, pad, window, stride in zip(sizes, self.padding, self.window, self.stride)
         ]
         if min(sides) < 1:
-            return self.pool(x)  # which says what is wrong
-        pooled: Tensor = _Pooled.apply(x, (*self.window, *self.stride, *self.padding), *sides)
-        return pooled
+            return None
+        return _Windows(images, *sizes, channels, *sides, *self.window, *self.stride, *self.padding)
+
+
+class _PooledNorm(torch.autograd.Function):
+    """The maxima of windows of relu(norm(x)), of which nothing else is written. For the backward pass there are x, and where and
+    what in it the maxima are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, training: bool, windows: _Windows
+    ) -> Tensor:
+        mean, invstd = torch.empty_like(weight), torch.empty_like(weight)
+        _normalize(x, None, None, weight, bias, mean, invstd, RELU, norm, _BATCH if training else _RUNNING)
+        shape = windows.images, windows.channels, windows.down, windows.across
+        y, picked = (torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last) for _ in range(2))
+        places = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        _LOOPS[x.dtype].library.norm_pool_forward(
+            x.data_ptr(), y.data_ptr(), places.data_ptr(), picked.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+            mean.data_ptr(), invstd.data_ptr(), ctypes.byref(windows),
+        )  # fmt: skip
+        ctx.windows, ctx.training = windows, training
+        ctx.save_for_backward(x, weight, bias, mean, invstd, picked, places)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, weight, bias, mean, invstd, picked, places = ctx.saved_tensors
+        dy, dx = convolving.laid_out_like(dy, x), torch.empty_like(x)
+        dweight, dbias = torch.empty_like(weight), torch.empty_like(bias)
+        _LOOPS[x.dtype].library.norm_pool_backward(
+            dy.data_ptr(), places.data_ptr(), picked.data_ptr(), x.data_ptr(), dx.data_ptr(), weight.data_ptr(), bias.data_ptr(),
+            mean.data_ptr(), invstd.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), ctx.training, ctypes.byref(ctx.windows),
+        )  # fmt: skip
+        return dx, dweight, dbias, None, None, None
+
+
+class PooledNorm(nn.Module):
+    """A batch norm, ReLU and a max pooling: [N, C, H, W] -> [N, C, H', W']. Shares the layer of `norm`."""
+
+    def __init__(self, norm: FusedNorm, pool: Pool) -> None:
+        super().__init__()
+        self.norm, self.pool = norm, pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm.norm
+        windows = self.pool.windows(x) if _fits(norm, x, None) and sparing.current() is None else None
+        if windows is None:
+            y: Tensor = self.pool(self.norm(x))
+            return y
+        _count_batch(norm)
+        found: Tensor = _PooledNorm.apply(x, norm.weight, norm.bias, norm, norm.training, windows)
+        return found
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -496,16 +566,19 @@ def fused(module: nn.Module, *, own_convolutions: bool = False) -> nn.Module:
     chain = type(module).forward is nn.Sequential.forward
     while children:
         (name, child), *others = children
-        following, conv = ([*(layer for _, layer in others[:2]), None, None] if chain else [None, None])[:2]
+        following, third = ([*(layer for _, layer in others[:2]), None, None] if chain else [None, None])[:2]
         taken, made = 1, cast(nn.Module | None, None)
         activation = None if following is None else _activation(following)
         if _fusible(child) and activation in (RELU, GELU):
             assert isinstance(child, nn.BatchNorm2d)
             before = FusedNorm(child, activation)
             taken, made = 2, before
-            if own_convolutions and activation == RELU and conv is not None and not _hooked(conv) and pointwise.suits(conv):
-                assert isinstance(conv, nn.Conv2d)
-                taken, made = 3, NormConvolution(before, convolving.Convolution(conv, pointwise))
+            if activation == RELU and third is not None and not _hooked(third):
+                if own_convolutions and pointwise.suits(third):
+                    assert isinstance(third, nn.Conv2d)
+                    taken, made = 3, NormConvolution(before, convolving.Convolution(third, pointwise))
+                elif type(third) is nn.MaxPool2d and _poolable(third, CLOSED):
+                    taken, made = 3, PooledNorm(before, Pool(third))
         elif child is not None:
             made = fused(child, own_convolutions=own_convolutions)
             if (
@@ -547,10 +620,10 @@ def _fusible(module: nn.Module | None) -> bool:
     )
 
 
-def _poolable(pool: nn.MaxPool2d) -> bool:
+def _poolable(pool: nn.MaxPool2d, most: int = 256) -> bool:
     """Whether the loops take such windows: no holes, whole, and of places that a byte can count."""
     window = _pair(pool.kernel_size)
-    return _pair(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices and math.prod(window) <= 256
+    return _pair(pool.dilation) == (1, 1) and not pool.ceil_mode and not pool.return_indices and math.prod(window) <= most
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -1,7 +1,8 @@
 """Loops of our own in C, made into a library by the machine's compiler: found, compiled once, loaded. Layer 1.
 
 Compiling takes a second or two, for one source seven, and is done once for each source, compiler and processor; the library stays
-in the user's cache. `Source.obstacle` says why there can be none on a machine. What several sources share is in loops.h.
+in the user's cache. `Source.obstacle` says why there can be none on a machine. What several sources share is in
+files of the suffix ".h".
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _built(source: str, macros: tuple[str, ...]) -> Path:
     command = [compiler, *_FLAGS, *macros, "-shared", "-fPIC"]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
     openmp = _openmp()
-    texts = [path.read_text(), path.with_name("loops.h").read_text()]
+    texts = [path.read_text(), *(shared.read_text() for shared in sorted(path.parent.glob("*.h")))]
     key = hashlib.sha256("\0".join([*texts, *command, version, openmp, processor()]).encode()).hexdigest()[:20]
     built = cache_folder() / f"{path.stem}-{key}.so"
     if not built.exists():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from residua import pointwise, winograd
+from residua import pointwise, stems, winograd
 from residua.affine import CONVOLUTIONS, Folded
 
 __all__ = ["Convolution", "Joined", "Layer", "Linear", "Normalization", "layer_of"]
@@ -213,6 +213,25 @@ class PointwiseConvolution(OwnConvolution):
         return pointwise.convolved(x, filters, outputs, **following)
 
 
+class StemConvolution(OwnConvolution):
+    """A convolution of images (`residua.stems`)."""
+
+    def __init__(self, found: Folded, dtype: torch.dtype) -> None:
+        super().__init__(found, dtype)
+        loops = stems.loops_for(found.layer)
+        assert loops is not None
+        self.loops = loops
+
+    def _pays(self, x: Tensor) -> bool:
+        return x.dim() == 4 and self.loops.pays(x)
+
+    def _filters(self, weight: Tensor, x: Tensor) -> Tensor:
+        return self.loops.packed(weight)
+
+    def _convolved_by(self, x: Tensor, filters: Tensor, outputs: int, **following: Any) -> Tensor:
+        return self.loops.convolved(x, filters, self.weight.shape, **following)
+
+
 class Joined(nn.Module):
     """A residual unit whose branch ends in `last`: addition and ReLU are computed with that layer.
 
@@ -249,6 +268,8 @@ def layer_of(found: Folded, dtype: torch.dtype) -> Layer:
         return WinogradConvolution(found, dtype)
     if own and pointwise.reads(found.layer) and pointwise.obstacle() is None:
         return PointwiseConvolution(found, dtype)
+    if own and stems.loops_for(found.layer) is not None and stems.obstacle() is None:
+        return StemConvolution(found, dtype)
     return FusedConvolution(found, dtype)
 
 

@@ -10,11 +10,8 @@
    product; rows are copied into the cache first, with their margin. Each sum is taken in an order that the shapes decide, so results do not depend on
    the number of threads. */
 
-#include "loops.h"
+#include "taps.h"
 
-#define inlined static inline __attribute__((always_inline)) /* so that loops are made for each number of taps */
-
-enum { SCRATCH = 48 << 10 };  /* bytes of rows that a thread works on at once: they are to stay in its cache */
 enum { CHUNKS = 16, SIDE = 8 }; /* for dw: sums of which each is one thread's; outputs at once */
 
 /* ---- the taps of one kind of positions ---- */
@@ -59,89 +56,7 @@ void strided_weights(const float *restrict w, bf16 *restrict u, long C, long K, 
         }
 }
 
-/* ---- positions of a row ---- */
-
-typedef struct {
-    const bf16 *a, *u;      /* of the first position, and the weights */
-    long step, next, pairs; /* from position to position, from row to row of taps; pairs of a row */
-    int rows;
-    bf16 *y;
-    const bf16 *beside; /* may be NULL */
-    const float *bias;  /* may be NULL */
-    long apart, aside;  /* from position to position of y, of `beside` */
-    __mmask16 lanes;    /* of the last vector */
-} segment;
-
-#define POSITIONS(R, V)                                                                                                              \
-    inlined void sums_##R##_##V(const segment *s, long at, long step) {                                                              \
-        const bf16 *b = s->u;                                                                                                        \
-        __m512 sum[R][V];                                                                                                            \
-        ZERO(R, V, sum)                                                                                                              \
-        for (int row = 0; row < s->rows; row++) {                                                                                    \
-            const bf16 *a = s->a + at * step + row * s->next;                                                                        \
-            ACCUMULATE(R, V, sum, a, step, b, s->pairs)                                                                              \
-        }                                                                                                                            \
-        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                         \
-            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {                                                                    \
-                long to = (at + r) * s->apart + v * LANES;                                                                           \
-                __mmask16 lanes = v == V - 1 ? s->lanes : 0xFFFF;                                                                    \
-                __m512 found = sum[r][v];                                                                                            \
-                if (s->bias) found = add(found, _mm512_maskz_loadu_ps(lanes, s->bias + v * LANES));                                  \
-                if (s->beside) found = add(found, load_some(s->beside + (at + r) * s->aside + v * LANES, lanes));                    \
-                store_some(s->y + to, found, lanes);                                                                                 \
-            }                                                                                                                        \
-    }                                                                                                                                \
-    static void positions_##R##_##V(const segment *s, long at) { /* a step that the compiler knows needs no registers */             \
-        switch (s->step) {                                                                                                           \
-        case 32: sums_##R##_##V(s, at, 32); break;                                                                                   \
-        case 64: sums_##R##_##V(s, at, 64); break;                                                                                   \
-        case 128: sums_##R##_##V(s, at, 128); break;                                                                                 \
-        default: sums_##R##_##V(s, at, s->step);                                                                                     \
-        }                                                                                                                            \
-    }
-POSITIONS(16, 1)
-POSITIONS(8, 1)
-POSITIONS(4, 1)
-POSITIONS(1, 1)
-POSITIONS(8, 2)
-POSITIONS(4, 2)
-POSITIONS(1, 2)
-POSITIONS(8, 3)
-POSITIONS(4, 3)
-POSITIONS(1, 3)
-POSITIONS(4, 4)
-POSITIONS(1, 4)
-#undef POSITIONS
-
-/* `count` positions, in groups as large as fit; the last group may take some of the one before once more. */
-static void positions(const segment *s, long count, int vectors) {
-    static void (*const groups[4][4])(const segment *, long) = {
-        {positions_16_1, positions_8_1, positions_4_1, positions_1_1},
-        {positions_8_2, positions_8_2, positions_4_2, positions_1_2},
-        {positions_8_3, positions_8_3, positions_4_3, positions_1_3},
-        {positions_4_4, positions_4_4, positions_4_4, positions_1_4},
-    };
-    const int largest = vectors == 1 ? 16 : vectors == 4 ? 4 : 8;
-    long size = count >= largest ? largest : count >= 8 ? 8 : count >= 4 ? 4 : 1;
-    void (*group)(const segment *, long) = groups[vectors - 1][size == 16 ? 0 : size == 8 ? 1 : size == 4 ? 2 : 3];
-    for (long at = 0; at < count; at += size) group(s, least(at, count - size));
-}
-
 /* ---- maps ---- */
-
-/* Rows first .. first + count of an image, with a column of zeros on both sides; rows that there are not are zeros. */
-static void rows_in(const bf16 *x, long height, long width, long channels, long first, long count, bf16 *to) {
-    long row = (width + 2) * channels;
-    for (long i = first; i < first + count; i++, to += row) {
-        if (i < 0 || i >= height) {
-            memset(to, 0, row * sizeof(bf16));
-            continue;
-        }
-        memset(to, 0, channels * sizeof(bf16));
-        memcpy(to + channels, x + i * width * channels, width * channels * sizeof(bf16));
-        memset(to + row - channels, 0, channels * sizeof(bf16));
-    }
-}
 
 /* y [images, (height + 1) / 2, (width + 1) / 2, K] of x [images, height, width, C] and u as `strided_weights` gives it, then bias [K] and beside (as y)
    where they are given. `backward`: x is the gradient of the result, [images, (height + 1) / 2, .., C], and y that of the input, [images, height,
@@ -168,7 +83,7 @@ int strided_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, co
             if (failed) continue;
             long n = job / blocks, first = job % blocks * block, last = least(first + block, units);
             if (first >= last) continue;
-            rows_in(x + n * high * wide * C, high, wide, C, first * apart - 1, (last - first - 1) * apart + 3, rows);
+            rows_in(x + n * high * wide * C, high, wide, C, 1, first * apart - 1, (last - first - 1) * apart + 3, line, rows);
             const bf16 *weights = u;
             for (int i = 0; i < kinds; i++)
                 for (int j = 0; j < kinds; j++) {
@@ -178,7 +93,7 @@ int strided_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, co
                     for (long k = 0; k < K; k += PANEL * LANES) {
                         int vectors = (int)(width_of(filled(K), k / (PANEL * LANES)) / LANES);
                         segment s = {NULL, weights, apart * C, line, h.count * C / 2, v.count, NULL, NULL, bias ? bias + k : NULL, h.step * K,
-                                     thin ? thin : h.step * K, lanes_of(K, k + (vectors - 1) * LANES)};
+                                     thin ? thin : h.step * K, lanes_of(K, k + (vectors - 1) * LANES), 0};
                         for (long o = first; o < last; o++) {
                             long to = o * v.step + v.start;
                             if (to >= down || count < 1) continue;
@@ -272,7 +187,7 @@ int strided_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *res
                     for (long i = 0; i < count; i++)
                         pairs_in(dy + (n * down + first + i) * across * K, 1, across, K, left + i * pairs * 2 * outputs);
                     for (long i = 0; i < (count - 1) * 2 + 3; i++) {
-                        rows_in(x + n * height * width * C, height, width, C, first * 2 - 1 + i, 1, row);
+                        rows_in(x + n * height * width * C, height, width, C, 1, first * 2 - 1 + i, 1, line, row);
                         for (long s = 0; s < 3; s++) pairs_in(row + s * C, 2, across, C, right + i * triple + s * pairs * 2 * inputs);
                     }
                     for (long r = 0; r < 3; r++)

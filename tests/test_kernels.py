@@ -15,7 +15,7 @@ from trainings import stopped, train, write_images
 
 from residua import convolving, kernels, native, plan
 from residua.errors import RequestError
-from residua.kernels import FusedNorm, FusedUnit, Pool, PreUnit, _Subsampled, fused
+from residua.kernels import FusedNorm, FusedUnit, Pool, PooledNorm, PreUnit, _Subsampled, fused
 from residua.models import create_model
 from residua.network import Network
 from residua.unit import Unit, switched_off
@@ -444,3 +444,85 @@ def test_windows_that_the_loops_do_not_take_are_left_to_torch() -> None:
     assert torch.equal(twin(x[0]), nn.MaxPool2d(2)(x[0]))
     with pytest.raises(RuntimeError, match="too small"):
         twin(torch.randn(2, 3, 1, 1).contiguous(memory_format=torch.channels_last))
+
+
+POOLED = [
+    ((2, 5, 9, 8), {"kernel_size": 2}),
+    ((3, 64, 12, 12), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    ((2, 130, 7, 11), {"kernel_size": (3, 2), "stride": (1, 3), "padding": (1, 0)}),
+    ((2, 24, 6, 6), {"kernel_size": 1, "stride": 4}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("shape", "options"), POOLED, ids=str)
+def test_the_maxima_of_a_normalisation_and_their_gradients_are_those_in_float64(
+    shape: tuple[int, ...], options: dict[str, object], training: bool, dtype: torch.dtype
+) -> None:
+    layers = nn.Sequential(drawn_norm(shape[1]), nn.ReLU(), nn.MaxPool2d(**options)).train(training)  # type: ignore[arg-type]
+    with torch.no_grad():
+        layers[0].weight[::3] *= -1
+    exact, twin = copy.deepcopy(layers).double(), fused(layers)
+    assert [type(layer) for layer in twin.children()] == [PooledNorm]
+    x = made(shape, dtype, 5)
+    ours, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, expected = twin(ours), exact(theirs)
+    assert type(y.grad_fn).__name__ == "_PooledNormBackward"
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    rounding = 2e-2 if dtype == torch.bfloat16 else 2e-5
+    torch.testing.assert_close(y.double(), expected, rtol=rounding, atol=rounding)
+    dy = torch.where(expected > 10 * rounding, made(tuple(expected.shape), dtype, 6), 0).to(dtype)  # elsewhere ReLU may close
+    y.backward(dy)
+    expected.backward(dy.double())
+    parts = [(ours.grad, theirs.grad), *((a.grad, b.grad) for a, b in zip(layers.parameters(), exact.parameters()))]
+    assert len(parts) == 3
+    for one, other in parts:
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.double(), other, rtol=rounding, atol=rounding * max(1.0, other.abs().max().item() / 10))
+    for name, buffer in layers.named_buffers():
+        torch.testing.assert_close(buffer.double(), exact.get_buffer(name).double(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_maxima_of_a_normalisation_are_to_the_bit_those_of_the_loops_apart_on_any_number_of_threads() -> None:
+    layers, x = nn.Sequential(drawn_norm(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)), made((5, 64, 20, 21), torch.bfloat16, 1)
+    alone, threads, found = copy.deepcopy(layers[0]), torch.get_num_threads(), []
+    expected = Pool(layers[2])(FusedNorm(alone, kernels.RELU)(x))  # type: ignore[arg-type]
+    dy = made(tuple(expected.shape), torch.bfloat16, 2)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            layers.zero_grad()
+            start, twin = x.clone().requires_grad_(), fused(layers)
+            y = twin(start)
+            y.backward(dy)
+            assert torch.equal(y, expected)
+            found.append(
+                [start.grad, *(parameter.grad.clone() for parameter in layers.parameters() if parameter.grad is not None)]
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found[0]) == 3
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others))
+
+
+def test_what_is_no_number_passes_the_maxima_of_a_normalisation() -> None:
+    layers, x = nn.Sequential(drawn_norm(16), nn.ReLU(), nn.MaxPool2d(2)).eval(), made((1, 16, 6, 6), torch.bfloat16, 1)
+    x[0, 3, 2, 2] = torch.nan
+    y = fused(layers)(x)
+    assert y[0, 3, 1, 1].isnan()
+    assert int(y.isnan().sum()) == 1
+
+
+def test_maps_that_the_loops_do_not_take_pass_the_layers_apart() -> None:
+    layers, x = nn.Sequential(drawn_norm(4), nn.ReLU(), nn.MaxPool2d(2)).eval(), torch.randn(2, 4, 6, 6)
+    twin = fused(layers)
+    assert torch.equal(twin(x), layers(x))
+    expected = layers.double()(x.double())
+    assert torch.equal(twin(x.double()), expected)
+    layers[1].register_forward_hook(lambda *_: None)
+    assert not any(isinstance(layer, PooledNorm) for layer in fused(layers).modules())
+    wide = nn.Sequential(drawn_norm(4), nn.ReLU(), nn.MaxPool2d(16))
+    assert [type(layer) for layer in fused(wide).children()] == [FusedNorm, Pool]

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from residua import kernels, normalizing, orthogonal, plan_card, plan_memory, pointwise, strided, tables, winograd
+from residua import kernels, normalizing, orthogonal, plan_card, plan_memory, pointwise, stems, strided, tables, winograd
 from residua.errors import RequestError
 from residua.models import create_model
 from residua.plan import PLANS
@@ -18,7 +18,7 @@ from residua.plan_card import LENGTHS, examine_plan, random_dataset
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine on which nothing can be compiled any more (our own loops are by now)."""
-    for loops in (kernels, normalizing, orthogonal, pointwise, strided, winograd):
+    for loops in (kernels, normalizing, orthogonal, pointwise, stems, strided, winograd):
         loops.obstacle()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
