@@ -23,6 +23,12 @@ static inline void *room(size_t bytes) {
     return found;
 }
 
+/* Asks for one of so many parts of memory that is read, or written, later. While products are made memory has nothing to do, and what comes in whole
+   blocks between them is not foreseen by the processor: convolutions took up to twice as long. */
+static inline void ask(const void *from, long bytes, long part, long parts) {
+    for (long i = bytes * part / parts; i < bytes * (part + 1) / parts; i += 64) __builtin_prefetch((const char *)from + i);
+}
+
 static inline __m512 load(const bf16 *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }

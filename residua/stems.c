@@ -109,8 +109,8 @@ static void partners(const bf16 *from, long apart, long count, bf16 *to) {
 typedef struct {
     const bf16 *dy, *x;
     long outputs, line, step, rows, pairs;
-    const char *ahead; /* what is read later, of which each row asks for so many lines of the cache */
-    long lines;
+    const bf16 *ahead; /* what is read later, so many bytes: each row asks for a part of it */
+    long bytes, part, parts;
 } common;
 
 #define SUMS(R, V)                                                                                                                       \
@@ -121,7 +121,7 @@ typedef struct {
         const bf16 *dy = g->dy;                                                                                                          \
         for (long row = 0; row < g->rows; row++) {                                                                                       \
             const bf16 *x = g->x + row * g->line;                                                                                        \
-            for (long i = 0; i < g->lines; i++) _mm_prefetch(g->ahead + (row * g->lines + i) * 64, _MM_HINT_T0);                         \
+            ask(g->ahead, g->bytes, g->part * g->rows + row, g->parts * g->rows);                                                        \
             for (long i = 0; i < g->pairs; i++, x += g->step, dy += 2 * g->outputs) {                                                    \
                 __m512bh right[V];                                                                                                       \
                 _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) right[v] = (__m512bh)_mm512_loadu_si512(dy + 2 * v * LANES);         \
@@ -164,7 +164,6 @@ int stems_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *restr
     block = least(block < 1 ? 1 : block, down);
     long held = (block - 1) * s.stride + s.high, chunks = least(CHUNKS, s.images);
     long passes = s.high * groups * ((outputs + 2 * LANES - 1) / (2 * LANES));
-    long lines = (across * s.outputs * (long)sizeof(bf16) + 64 * passes - 1) / (64 * passes); /* of a row of dy, at each pass over it */
     void (*const sums_of[3][2])(const common *, float *) = {{sums_of_11_1, sums_of_11_2}, {sums_of_9_1, sums_of_9_2}, {sums_of_5_1, sums_of_5_2}};
     void (*const *of)(const common *, float *) = sums_of[group == 11 ? 0 : group == 9 ? 1 : 2];
     float *sums = room(chunks * size * sizeof(float));
@@ -191,15 +190,15 @@ int stems_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *restr
                                 line + apart + LANES, plain);
                         partners(plain, apart, line, right + i * reach * 2);
                     }
-                    const char *ahead = (const char *)(dy + (n * down + first + count) * across * s.outputs);
-                    common part = {NULL, NULL, outputs, s.stride * reach * 2, 4 * apart, count, pairs, ahead, lines};
+                    const bf16 *ahead = dy + (n * down + first + count) * across * s.outputs;
+                    common part = {NULL, NULL, outputs, s.stride * reach * 2, 4 * apart, count, pairs, ahead, count * across * s.outputs * 2, 0, passes};
                     for (long r = 0; r < s.high; r++)
                         for (long g = 0; g < groups; g++)
                             for (long k = 0; k < outputs; k += 2 * LANES) {
                                 part.dy = left + 2 * k;
                                 part.x = right + (r * reach + g * group) * 2;
                                 of[outputs - k > LANES](&part, own + (r * groups + g) * group * outputs + k);
-                                part.ahead += count * lines * 64;
+                                part.part++;
                             }
                 }
         }

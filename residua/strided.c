@@ -85,6 +85,8 @@ int strided_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, co
             if (first >= last) continue;
             rows_in(x + n * high * wide * C, high, wide, C, 1, first * apart - 1, (last - first - 1) * apart + 3, line, rows);
             const bf16 *weights = u;
+            long passes = kinds * kinds * ((K + PANEL * LANES - 1) / (PANEL * LANES)) * (last - first), pass = 0;
+            const bf16 *x_next = x + (n * high + last * apart) * wide * C, *y_here = y + (n * down + first * kinds) * across * K;
             for (int i = 0; i < kinds; i++)
                 for (int j = 0; j < kinds; j++) {
                     taps v = taps_of(backward, i), h = taps_of(backward, j);
@@ -104,6 +106,8 @@ int strided_convolve(const bf16 *restrict x, const bf16 *restrict u, bf16 *y, co
                                 s.beside = i || j ? NULL : beside + (n * smaller_height + o) * smaller_width * thin + k;
                             else
                                 s.beside = beside ? beside + at : NULL;
+                            ask(x_next, (last - first) * apart * wide * C * (long)sizeof(bf16), pass, passes);
+                            ask(y_here, (last - first) * kinds * across * K * (long)sizeof(bf16), pass++, passes);
                             positions(&s, count, vectors);
                         }
                         weights += v.count * h.count * C * vectors * LANES;
@@ -190,11 +194,15 @@ int strided_gradient(const bf16 *restrict x, const bf16 *restrict dy, float *res
                         rows_in(x + n * height * width * C, height, width, C, 1, first * 2 - 1 + i, 1, line, row);
                         for (long s = 0; s < 3; s++) pairs_in(row + s * C, 2, across, C, right + i * triple + s * pairs * 2 * inputs);
                     }
+                    long passes = 3 * ((K + SIDE - 1) / SIDE), pass = 0;
                     for (long r = 0; r < 3; r++)
-                        for (long k = 0; k < K; k += SIDE)
+                        for (long k = 0; k < K; k += SIDE, pass++) {
+                            ask(x + (n * height + 2 * (first + count)) * width * C, 2 * count * width * C * (long)sizeof(bf16), pass, passes);
+                            ask(dy + (n * down + first + count) * across * K, count * across * K * (long)sizeof(bf16), pass, passes);
                             for (long c = 0; c < C; c += LANES)
                                 three_taps(left + 2 * k, outputs, right + r * triple + 2 * c, inputs, 2 * triple, count, pairs,
                                            own + (k * 9 + 3 * r) * inputs + c);
+                        }
                 }
         }
         free(row);

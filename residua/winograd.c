@@ -121,6 +121,13 @@ inlined void advance(const section *s, place *at) {
     at->image++;
 }
 
+/* Asks for a part of the memory of `tiles` tiles from `at` on, about: of [images, height, width, channels], or with `pooled` of one place a tile. */
+inlined void ask_tiles(const map *m, const bf16 *x, int pooled, place at, long tiles, long part, long parts) {
+    long high = pooled ? m->height / 2 : m->height, wide = pooled ? m->width / 2 : m->width, side = pooled ? 1 : 2;
+    const bf16 *from = x + ((at.image * high + side * at.down) * wide + side * at.across) * m->channels;
+    ask(from, tiles * side * side * m->channels * (long)sizeof(bf16), part, parts);
+}
+
 /* The four rows of the map that the tile at `tile` and its neighbours in the row read, from channel c on; NULL outside. A map that is the gradient of
    one of which the maxima of 2x2 windows were taken is given as theirs and their places (0 to 3, row by row): all else of it is zero. */
 typedef struct {
@@ -424,12 +431,20 @@ int winograd_convolve(const bf16 *restrict x, const uint8_t *restrict from, cons
                 if (failed) continue;
                 long first = b * sizes[i], last = least(first + sizes[i], images * s->tiles);
                 if (first >= last) continue;
+                place here = place_of(s, first), next = place_of(s, last);
+                int parts = s->rows * s->columns;
                 tiles_in(&in, s, x, from, first, last, tiles, left);
                 for (long k = 0; k < K; k += PANEL * LANES) {
                     int vectors = (int)(width_of(outputs, k / (PANEL * LANES)) / LANES);
-                    for (int p = 0; p < s->rows * s->columns; p++)
+                    for (int p = 0; p < parts; p++) {
+                        if (k == 0) {
+                            ask_tiles(&in, x, !!from, next, last - first, p, parts);
+                            ask_tiles(&out, y, !!to, here, last - first, p, parts);
+                            if (beside) ask_tiles(&out, beside, 0, here, last - first, p, parts);
+                        }
                         products(tiles + p * left, inputs, u + point_of(s, p) * of_point(inputs, outputs) + k * inputs, sums + p * right, last - first, (C + 1) / 2,
                                  vectors); /* there are zeros beyond */
+                    }
                     if (to)
                         maxima_out(&out, sums, right, first, last, y, to, k, vectors);
                     else
@@ -632,8 +647,13 @@ int winograd_gradient(const bf16 *restrict x, const bf16 *restrict dy, const uin
                     for (long first = start; first < last; first += 2 * half) {
                         long pairs = least(half, (last - first + 1) / 2);
                         chunk_in(&f, s, first, last, 0, pairs, gradient, tiles);
-                        for (long job = 0; job < s->rows * s->columns * (outputs / LANES); job++)
+                        place next = place_of(s, first + 2 * pairs);
+                        int jobs = (int)(s->rows * s->columns * (outputs / LANES));
+                        for (int job = 0; job < jobs; job++) {
+                            ask_tiles(&f.in, x, 0, next, 2 * pairs, job, jobs);
+                            ask_tiles(&f.out, dy, !!places, next, 2 * pairs, job, jobs);
                             chunk_out(&f, s, job, pairs, gradient, tiles, sums + g * whole);
+                        }
                     }
                 }
             }
