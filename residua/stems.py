@@ -122,12 +122,12 @@ class Stem:
 
 def loops_for(layer: nn.Module | None) -> Stem | None:
     """The loops for a convolution of images: of few channels, all together, without holes, with windows of more than one column,
-    and of outputs that fill half a vector at least. None for another layer."""
+    and of outputs that fill a vector. None for another layer."""
     if type(layer) is not nn.Conv2d or isinstance(layer.padding, str):
         return None
     suits = (
         layer.in_channels <= MOST_CHANNELS
-        and layer.out_channels >= 8
+        and layer.out_channels >= 16
         and layer.kernel_size[1] > 1
         and layer.stride[0] == layer.stride[1]
         and layer.dilation == (1, 1)
