@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from residua import kernels, winograd
 from residua.affine import Folded, folded, scaled
 from residua.network import Network
 from residua.packed import Joined, Layer, layer_of
@@ -181,6 +182,8 @@ class _Rewriter:
 
     def other(self, module: nn.Module) -> nn.Module:
         """A module that the vocabulary does not name."""
+        if type(module) is nn.MaxPool2d and self.dtype == torch.bfloat16 and winograd.preferred() and kernels.available():
+            return kernels.fused(module)
         own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and t.is_floating_point()]
         clone = _copied(module)
         if (own and not isinstance(module, _MIXED)) or isinstance(module, _WIDE):
@@ -198,7 +201,7 @@ def _makes_new(layer: nn.Module) -> bool:
     """Whether what the layer gives is a tensor of its own, that nothing else holds."""
     if isinstance(layer, Joined):
         return not len(layer.post) or _makes_new(layer.post[-1])
-    return isinstance(layer, (Layer, nn.MaxPool2d)) or (isinstance(layer, ZeroPad) and layer.extra > 0)
+    return isinstance(layer, (Layer, nn.MaxPool2d, kernels.Pool)) or (isinstance(layer, ZeroPad) and layer.extra > 0)
 
 
 def _copied(module: nn.Module, kind: type[nn.Module] | None = None) -> Any:

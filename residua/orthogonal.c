@@ -18,6 +18,7 @@
 #define HELD(v) __asm__("" : "+v"(v))
 
 enum { WIDTH = PANEL * LANES, DEPTH = 128 }; /* DEPTH: pairs summed up while their block of sums stays in registers and the nearest cache */
+enum { AHEAD = 64 };                         /* values: how long before they are read those of a row are asked for; sixteen rows are too many for processors to follow */
 
 /* sums [R, 16 V], rows `step` apart = a' b over k: R values of each row of a, `left` apart, 16 V of b, `right` apart */
 #define PRODUCT(R, V)                                                                                                                    \
@@ -121,6 +122,8 @@ static inline __m512 mixed(const float *x, float *buffer, float m) {
 #define PRODUCT(R, V)                                                                                                                    \
     static void apply_##V(const bf16 *restrict a, long left, const bf16 *restrict b, float *restrict w, long step, long pairs, float kept, \
                           float scale) {                                                                                                 \
+        _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                             \
+            _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) __builtin_prefetch(w + r * step + v * LANES);                            \
         MULTIPLY(R, V, sum, a, left, b, pairs)                                                                                           \
         _Pragma("GCC unroll 16") for (int r = 0; r < R; r++)                                                                             \
             _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) {                                                                        \
@@ -177,7 +180,9 @@ int muon_update(float *restrict w, const float *restrict x, float *restrict buff
                     long q = k / WIDTH, width = width_of(columns, q);
                     bf16 tile[LANES][LANES];
                     for (long l = 0; l < LANES; l += 2) {
-                        long at = (r + l) * columns + k;
+                        long at = (r + l) * columns + k, later = at + AHEAD;
+                        __builtin_prefetch(x + later), __builtin_prefetch(x + later + columns);
+                        if (buffer) __builtin_prefetch(buffer + later), __builtin_prefetch(buffer + later + columns);
                         __m512 even = mixed(x + at, buffer ? buffer + at : NULL, m);
                         __m512 odd = mixed(x + at + columns, buffer ? buffer + at + columns : NULL, m);
                         store(tile[l], even), store(tile[l + 1], odd);

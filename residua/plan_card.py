@@ -32,9 +32,9 @@ _PARTS = {
     "fp32": "single precision",
     "bf16": "bfloat16 where autocast allows it, weights and sums in single precision",
     "channels_last": "the channels of a pixel side by side",
-    "fused": "normalisation, addition and ReLU or GELU in one loop each way, of our own",
-    "winograd": "convolutions in loops of our own: 3x3 of stride 1 with 2.25 times fewer multiplications, of stride 2 tap by "
-    "tap, 1x1 with what stands before them",
+    "fused": "normalisation, addition, ReLU or GELU and a pooling behind them in one loop each way, of our own",
+    "winograd": "convolutions in loops of our own: 3x3 of stride 1 with 2.25 times fewer multiplications, of stride 2 and of "
+    "images tap by tap, 1x1 with what stands before them",
     "model": "compiled as a whole",
     "stages": "compiled a stage at a time",
     "exact": "one thread and deterministic operations: the same bytes on every machine of this sort",

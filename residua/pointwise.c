@@ -225,13 +225,17 @@ void pointwise_weights(const float *restrict w, bf16 *restrict u, long C, long K
         bf16 *to = u + start * inputs + (k - start) * 2;
         if (turned) {
             __mmask16 lanes = lanes_of(C, k);
-            for (long i = 0; i < inputs; i += 2)
+            for (long i = 0; i < inputs; i += 2) {
+                __builtin_prefetch(w + (i + 16) * C + k), __builtin_prefetch(w + (i + 17) * C + k);
                 store_pairs(to + i * width, _mm512_maskz_loadu_ps(lanes, w + i * C + k), _mm512_maskz_loadu_ps(lanes, w + (i + 1) * C + k));
+            }
         } else
             for (long c = 0; c < C; c += LANES) {
                 bf16 square[LANES][LANES]; /* [outputs][inputs], to be turned */
-                for (long l = 0; l < LANES; l++)
+                for (long l = 0; l < LANES; l++) {
+                    __builtin_prefetch(w + (k + l) * C + c + 2 * LANES);
                     store(square[l], _mm512_maskz_loadu_ps(k + l < K ? lanes_of(C, c) : 0, w + (k + l) * C + c));
+                }
                 turn(square, LANES / 2, to + c * width, width, (C - c < LANES ? C - c : LANES) / 2);
             }
     }

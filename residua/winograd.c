@@ -369,6 +369,7 @@ void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K,
             __mmask16 lanes = lanes_of(C, c);
             for (long k = 0; k < inputs; k += 2) {
                 __m512 even[EDGED], odd[EDGED];
+                for (int tap = 0; tap < 18; tap++) __builtin_prefetch(w + ((k + 4) * 9 + tap) * C + c); /* those of more places than processors follow */
                 filter(w + k * 9 * C + c, C, k < K ? lanes : 0, 1, points, even);
                 filter(w + (k + 1) * 9 * C + c, C, k + 1 < K ? lanes : 0, 1, points, odd);
                 bf16 *to = u + start * inputs + k * width + (c - start) * 2;
@@ -383,6 +384,7 @@ void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K,
                 bf16 square[EDGED][LANES][LANES]; /* [outputs][inputs], to be turned */
                 for (long l = 0; l < LANES; l++) {
                     __m512 found[EDGED];
+                    for (int tap = 0; tap < 9; tap++) __builtin_prefetch(w + ((k + l) * 9 + tap) * C + c + LANES);
                     filter(w + (k + l) * 9 * C + c, C, k + l < K ? lanes_of(C, c) : 0, 0, points, found);
                     for (int p = 0; p < points; p++) store(square[p][l], found[p]);
                 }

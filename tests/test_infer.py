@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toy_runs import SIZE, make_run, one_thread, write_folder  # noqa: F401
 
-from residua import evaluation, infer, packed, winograd
+from residua import evaluation, infer, kernels, packed, winograd
 from residua.affine import Folded, folded, scaled
 from residua.evaluation import evaluate
 from residua.infer import Prepared, precision_here, prepared, ready
@@ -412,3 +412,13 @@ def test_convolutions_by_own_loops_add_and_clip_as_the_others_do(
         torch.testing.assert_close(*sums, atol=0.03, rtol=0.02)
         given = h.clone()
         assert (own.joined(x, given, relu=relu, overwrite=overwrite).data_ptr() == given.data_ptr()) is overwrite
+
+
+@pytest.mark.skipif(not winograd.preferred(), reason="the loops of our own are not used here")
+def test_poolings_are_those_of_torch_in_loops_of_our_own() -> None:
+    ready = prepared(create_model("resnet18"), "bf16")
+    (pool,) = [layer for layer in ready.modules() if isinstance(layer, kernels.Pool)]
+    x = torch.randn(2, 64, 20, 21).bfloat16().contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(pool(x), F.max_pool2d(x, 3, 2, 1))
+    assert not any(isinstance(layer, kernels.Pool) for layer in prepared(create_model("resnet18")).modules()), "in float32"
