@@ -2,15 +2,17 @@
 
     python benchmarks/loops.py [--rounds 9] [--json FILE]
 
-Convolutions are 3x3 of stride 1 or 2, or 1x1, in bf16, channels last, forward and both gradients, with the transform (ours) or
-the rounding (theirs) of the weights; torch's are oneDNN's. A normalisation, a ReLU and a 1x1 convolution are timed forward and
-backward together, as layers. Muon's updates are ours in bf16 and those in float32. A ratio is taken within each round. The
-ceiling is the rate of a large product of matrices just then: for a plain convolution nothing goes beyond it.
+Convolutions are 3x3 of stride 1 or 2, or 1x1, in bf16, channels last, forward and both gradients, with the transform (ours)
+or the rounding (theirs) of the weights; torch's are oneDNN's. A normalisation, a ReLU and a 1x1 convolution are timed forward
+and backward together, as layers. Muon's updates are ours in bf16 and those in float32. Each call has other maps than the one
+before, so that they come from memory, as in an update. A ratio is taken within each round. The ceiling is the rate of a large
+product of matrices just then: for a plain convolution nothing goes beyond it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -22,23 +24,36 @@ import form
 import torch
 from torch import Tensor, nn
 
-from residua import convolving, kernels, optim, orthogonal, plan, pointwise, stems, strided, winograd
+from residua import columns, convolving, kernels, optim, orthogonal, plan, pointwise, stems, strided, winograd
 from residua.doctor import matrix_rate
 
 CONVOLUTIONS = [  # images, channels, side
     (128, 16, 32), (128, 32, 16), (128, 64, 8), (64, 128, 32), (64, 256, 16), (32, 64, 56), (32, 128, 28), (32, 256, 14),
     (32, 512, 7),
 ]  # fmt: skip
-STRIDED = [(128, 16, 32, 32), (128, 32, 64, 16), (32, 64, 128, 56)]
+STRIDED = [(128, 16, 32, 32), (128, 32, 64, 16), (32, 64, 128, 56), (32, 256, 512, 14)]
 POINTWISE = [(64, 64, 16, 32), (64, 16, 64, 32), (32, 256, 64, 56), (32, 64, 256, 56), (32, 512, 128, 28), (32, 256, 1024, 14)]
 """Both: images, channels before and after, side."""
 POOLINGS = [(1000, 64, 31, 2, 2, 0), (32, 64, 112, 3, 2, 1)]  # images, channels, side, window, stride, padding
 FIRST = [(128, 16, 32, 3, 1), (32, 64, 224, 7, 2)]  # images, outputs, side, kernel, stride
+CACHES = 256 << 20
+"""Bytes that no cache holds."""
 UPDATES = [(128, 1152), (256, 2304), (512, 4608), (2048, 512)]
 
 
 def laid_out(*shape: int) -> Tensor:
     return torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def turns(*shape: int) -> itertools.cycle[Tensor]:
+    """Maps of a shape, of which each comes again when all others were used since."""
+    count = max(2, -(-CACHES // (2 * torch.Size(shape).numel())))
+    return itertools.cycle([laid_out(*shape) for _ in range(count)])
+
+
+def on(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
+    """A call of `function`, each time with the next map of those among its arguments that take turns."""
+    return lambda: function(*(next(given) if isinstance(given, itertools.cycle) else given for given in arguments))
 
 
 def compared(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
@@ -70,12 +85,12 @@ def row(
 def convolutions(rounds: int) -> list[dict[str, Any]]:
     rows = []
     for images, channels, side in CONVOLUTIONS:
-        x, dy = laid_out(images, channels, side, side), laid_out(images, channels, side, side)
+        x, dy = turns(images, channels, side, side), turns(images, channels, side, side)
         weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "convolution": (partial(winograd.convolution, x, weight), partial(plain, x, weight)),
-            "its input's gradient": (partial(winograd.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
-            "its weights' gradient": (partial(winograd.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+            "convolution": (on(winograd.convolution, x, weight), on(plain, x, weight)),
+            "its input's gradient": (on(winograd.input_gradient, dy, weight, x), on(gradient, dy, x, weight, 0)),
+            "its weights' gradient": (on(winograd.weight_gradient, x, dy, weight), on(gradient, dy, x, weight, 1)),
         }
         work = 2 * 9 * channels**2 * side**2 * images / 1e9
         rows += [row(what, f"{images} x {channels} x {side} x {side}", *pair, rounds, work) for what, pair in ways.items()]
@@ -94,12 +109,13 @@ def gradient(dy: Tensor, x: Tensor, weight: Tensor, which: int) -> object:
 def strided_convolutions(rounds: int) -> list[dict[str, Any]]:
     rows = []
     for images, inputs, outputs, side in STRIDED:
-        x, dy = laid_out(images, inputs, side, side), laid_out(images, outputs, side // 2, side // 2)
+        loops = strided if inputs < columns.LEAST_CHANNELS else columns
+        x, dy = turns(images, inputs, side, side), turns(images, outputs, side // 2, side // 2)
         weight = torch.randn(outputs, inputs, 3, 3).contiguous(memory_format=torch.channels_last)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "convolution of stride 2": (partial(strided.convolution, x, weight), partial(plain, x, weight, 2)),
-            "its input's gradient": (partial(strided.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
-            "its weights' gradient": (partial(strided.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+            "convolution of stride 2": (on(loops.convolution, x, weight), on(plain, x, weight, 2)),
+            "its input's gradient": (on(loops.input_gradient, dy, weight, x), on(gradient, dy, x, weight, 0)),
+            "its weights' gradient": (on(loops.weight_gradient, x, dy, weight), on(gradient, dy, x, weight, 1)),
         }
         work = 2 * 9 * inputs * outputs * (side // 2) ** 2 * images / 1e9
         shape = f"{images} x {inputs} x {side} x {side} to {outputs}"
@@ -111,11 +127,11 @@ def first_layers(rounds: int) -> list[dict[str, Any]]:
     rows = []
     for images, outputs, side, kernel, stride in FIRST:
         loops = stems.Stem(stride, (kernel // 2, kernel // 2))
-        x, dy = laid_out(images, 3, side, side), laid_out(images, outputs, side // stride, side // stride)
+        x, dy = turns(images, 3, side, side), turns(images, outputs, side // stride, side // stride)
         weight = torch.randn(outputs, 3, kernel, kernel).contiguous(memory_format=torch.channels_last)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            f"first layer {kernel}x{kernel}": (partial(loops.convolution, x, weight), partial(plain, x, weight, stride)),
-            "its weights' gradient": (partial(loops.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
+            f"first layer {kernel}x{kernel}": (on(loops.convolution, x, weight), on(plain, x, weight, stride)),
+            "its weights' gradient": (on(loops.weight_gradient, x, dy, weight), on(gradient, dy, x, weight, 1)),
         }
         work = 2 * kernel**2 * 3 * outputs * (side // stride) ** 2 * images / 1e9
         shape = f"{images} x 3 x {side} x {side} to {outputs}"
@@ -126,16 +142,16 @@ def first_layers(rounds: int) -> list[dict[str, Any]]:
 def pointwise_convolutions(rounds: int) -> list[dict[str, Any]]:
     rows = []
     for images, inputs, outputs, side in POINTWISE:
-        x, dy = laid_out(images, inputs, side, side), laid_out(images, outputs, side, side)
+        x, dy = turns(images, inputs, side, side), turns(images, outputs, side, side)
         layers = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), nn.Conv2d(inputs, outputs, 1, bias=False))
         layers = layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         weight = layers[2].weight.detach()
         twin = kernels.fused(layers, own_convolutions=True)
         ways: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-            "1x1 convolution": (partial(pointwise.convolution, x, weight), partial(plain, x, weight)),
-            "its input's gradient": (partial(pointwise.input_gradient, dy, weight, x), partial(gradient, dy, x, weight, 0)),
-            "its weights' gradient": (partial(pointwise.weight_gradient, x, dy, weight), partial(gradient, dy, x, weight, 1)),
-            "norm, ReLU, 1x1, both ways": (partial(learned, twin, x, dy), partial(learned, layers, x, dy)),
+            "1x1 convolution": (on(pointwise.convolution, x, weight), on(plain, x, weight)),
+            "its input's gradient": (on(pointwise.input_gradient, dy, weight, x), on(gradient, dy, x, weight, 0)),
+            "its weights' gradient": (on(pointwise.weight_gradient, x, dy, weight), on(gradient, dy, x, weight, 1)),
+            "norm, ReLU, 1x1, both ways": (on(learned, twin, x, dy), on(learned, layers, x, dy)),
         }
         work = 2 * inputs * outputs * side**2 * images / 1e9
         shape = f"{images} x {inputs} x {side} x {side} to {outputs}"
@@ -153,24 +169,26 @@ def learned(layers: nn.Module, x: Tensor, dy: Tensor) -> object:
 def poolings(rounds: int) -> list[dict[str, Any]]:
     rows = []
     for images, channels, side, window, stride, padding in POOLINGS:
-        x = laid_out(images, channels, side, side).requires_grad_()
+        x = turns(images, channels, side, side)
         pool = nn.MaxPool2d(window, stride, padding)
-        ways = [partial(both_ways, one, x) for one in (kernels.fused(pool), pool)]
-        rows.append(row(f"maxima of {window}x{window}, both ways", f"{images} x {channels} x {side} x {side}", *ways, rounds, 0))
+        ours, theirs = (on(both_ways, one, x) for one in (kernels.fused(pool), pool))
+        shape = f"{images} x {channels} x {side} x {side}"
+        rows.append(row(f"maxima of {window}x{window}, both ways", shape, ours, theirs, rounds, 0))
     return rows
 
 
 def pooled_norms(rounds: int) -> list[dict[str, Any]]:
     images, channels, side, window, stride, padding = POOLINGS[-1]
     layers = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.MaxPool2d(window, stride, padding))
-    x = laid_out(images, channels, side, side).requires_grad_()
-    ways = [partial(both_ways, one, x) for one in (kernels.fused(layers), layers)]
-    return [row("norm, ReLU, maxima, both ways", f"{images} x {channels} x {side} x {side}", *ways, rounds, 0)]
+    x = turns(images, channels, side, side)
+    ours, theirs = (on(both_ways, one, x) for one in (kernels.fused(layers), layers))
+    return [row("norm, ReLU, maxima, both ways", f"{images} x {channels} x {side} x {side}", ours, theirs, rounds, 0)]
 
 
 def both_ways(pool: nn.Module, x: Tensor) -> object:
-    y = pool(x)
-    return torch.autograd.grad(y, x, torch.ones_like(y))
+    start = x.requires_grad_()
+    y = pool(start)
+    return torch.autograd.grad(y, start, torch.ones_like(y))
 
 
 def updates(rounds: int) -> list[dict[str, Any]]:

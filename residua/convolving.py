@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from residua import native, pointwise, sparing, stems, strided, winograd
+from residua import columns, native, pointwise, sparing, stems, strided, winograd
 
 __all__ = [
     "LOOPS",
@@ -40,7 +40,7 @@ class Loops(Protocol):
     def weight_gradient(self, x: Tensor, dy: Tensor, weight: Tensor) -> Tensor: ...
 
 
-LOOPS: tuple[Loops, ...] = (winograd, pointwise, strided)
+LOOPS: tuple[Loops, ...] = (winograd, pointwise, strided, columns)
 
 
 def loops_for(layer: nn.Module | None) -> Loops | None:

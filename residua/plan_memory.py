@@ -63,6 +63,7 @@ _SOURCES = (
     "pointwise.c",
     "winograd.py",
     "winograd.c",
+    "columns.py",
     "strided.py",
     "strided.c",
     "stems.py",
