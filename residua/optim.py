@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer, RMSprop
 
 from residua import orthogonal
 from residua.network import Network
-from residua.recipe import Optim, Schedule
+from residua.recipe import Average, Optim, Schedule
 
 __all__ = [
     "Averaged",
@@ -49,20 +49,25 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
 
 
 def parameter_groups(network: Network, optim: Optim) -> list[dict[str, Any]]:
-    """Groups by weight decay and by distance from the head: lr times layer_decay ** distance, and times `bias_factor` for biases
-    and normalisations or `head_factor` for the weights of the head.
+    """Groups by learning rate and weight decay. The rate falls with the distance from the head, lr times layer_decay ** distance.
 
-    Unless `decay_all`, biases and normalisations (tensors of one dimension) are not decayed.
+    The step along the gradient has a factor besides: `bias_factor` for biases and normalisations, `scale_factor` for the scales
+    of these, `head_factor` for the weights of the head, and `stem_factor` for all of the stem. The decay is divided by it, so
+    that all weights which decay, decay alike. Unless `decay_all`, tensors of one dimension do not.
     """
     depths = [group for group in network.depth_order() if group]
+    scales = {id(p) for name, p in network.named_parameters() if p.ndim < 2 and name.rpartition(".")[2] == "weight"}
+    stem = {id(parameter) for parameter in network.stem.parameters()}
+    of_scales = optim.bias_factor if optim.scale_factor is None else optim.scale_factor
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for index, parameters in enumerate(depths):
         lr = optim.lr * optim.layer_decay ** (len(depths) - 1 - index)
-        weight_factor = optim.head_factor if index == len(depths) - 1 else 1.0
+        of_weights = optim.head_factor if index == len(depths) - 1 else 1.0
         for parameter in parameters:
-            decay = optim.weight_decay if optim.decay_all or parameter.ndim > 1 else 0.0
-            factor = optim.bias_factor if parameter.ndim < 2 else weight_factor
-            groups.setdefault((lr * factor, decay), []).append(parameter)
+            factor = of_weights if parameter.ndim > 1 else of_scales if id(parameter) in scales else optim.bias_factor
+            factor *= optim.stem_factor if id(parameter) in stem else 1.0
+            decays = factor > 0 and (optim.decay_all or parameter.ndim > 1)
+            groups.setdefault((lr * factor, optim.weight_decay / factor if decays else 0.0), []).append(parameter)
     return [{"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
 
 
@@ -257,12 +262,14 @@ def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
 class Averaged:
     """An exponential moving average of all floating-point weights and buffers of `network`; others are copied.
 
-    Decay min(decay, (1 + step) / (10 + step)), so that early weights fade however short the run. The weights are to change in
+    Taken every `every` updates, with the decay min(decay * share ** rise, (1 + step) / (10 + step)), where `share` is the part of
+    the run that is done; early weights fade however short the run. With `lookahead` the network goes back to the average each
+    time: k steps forward, 1 step back (Zhang et al. 2019, algorithm 1, whose alpha is 1 - decay). The weights are to change in
     place, as optimisers change them.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, network: nn.Module, average: Average) -> None:
+        self.settings = average
         current = network.state_dict()  # collected once: names are long in the making, and share their memory with the weights
         self.tensors = {name: tensor.clone() for name, tensor in current.items()}
         pairs = [(self.tensors[name], tensor) for name, tensor in current.items()]
@@ -270,10 +277,16 @@ class Averaged:
         self.others = [pair for pair in pairs if not pair[0].is_floating_point()]
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Moves the average towards the network after update number `step` (from 0)."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([average for average, _ in self.floating], [current for _, current in self.floating], weight)
+    def update(self, step: int, total_steps: int) -> None:
+        """What follows update number `step` (from 0) of `total_steps`."""
+        if (step + 1) % self.settings.every and step + 1 < total_steps:
+            return
+        share = (step + 1) / total_steps
+        decay = min(self.settings.decay * share**self.settings.rise, (1 + step) / (10 + step))
+        averages, currents = [average for average, _ in self.floating], [current for _, current in self.floating]
+        torch._foreach_lerp_(averages, currents, 1 - decay)
+        if self.settings.lookahead:
+            torch._foreach_copy_(currents, averages)
         for average, current in self.others:
             average.copy_(current)
 

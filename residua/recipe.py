@@ -100,12 +100,14 @@ class Model:
 class Optim:
     """`name`: "sgd", "adamw", "rmsprop", or "muon" (Muon for convolutions, SGD for the rest). `weight_decay` acts on biases and
     normalisations too if `decay_all`. `layer_decay`: factor of the learning rate per unit counted from the head. `bias_factor`:
-    factor of that of biases and normalisations. `head_factor`: that of the head's weights. `keep_norm` (muon): the weights of
-    each convolution keep the norm that they start with, and an update is the share `lr` of it; for networks whose convolutions
-    are all normalised. `head_first`: share of the run at its beginning in which only the head is trained (1: all of it), for
-    weights that are trained already. `stem_until`: share of the run after which the stem is no longer trained (1: it always is),
-    for stems that have little to learn. `clip`: largest norm of the gradient (0: off). `square_decay`, `eps`: those of the mean
-    square of AdamW and RMSProp (None: the usual ones)."""
+    factor of that of biases and normalisations. `scale_factor`: that of the scales of normalisations (None: as `bias_factor`; 0:
+    they stay as they are). `head_factor`: that of the head's weights. `stem_factor`: one more, of all that the stem has. These
+    four are factors of the step along the gradient alone: all weights that decay do so at one rate. `keep_norm` (muon): the
+    weights of each convolution keep the norm that they start with, and an update is the share `lr` of it; for networks whose
+    convolutions are all normalised. `head_first`: share of the run at its beginning in which only the head is trained (1: all of
+    it), for weights that are trained already. `stem_until`: share of the run after which the stem is no longer trained (1: it
+    always is), for stems that have little to learn. `clip`: largest norm of the gradient (0: off). `square_decay`, `eps`: those
+    of the mean square of AdamW and RMSProp (None: the usual ones)."""
 
     name: Literal["sgd", "adamw", "muon", "rmsprop"] = "sgd"
     lr: Positive = 0.1
@@ -115,7 +117,9 @@ class Optim:
     decay_all: bool = True
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     bias_factor: Positive = 1.0
+    scale_factor: NonNegative | None = None
     head_factor: Positive = 1.0
+    stem_factor: Positive = 1.0
     keep_norm: bool = False
     head_first: Fraction = 0.0
     stem_until: Fraction = 1.0
@@ -157,10 +161,21 @@ class Schedule:
 
 @dataclass(frozen=True, config=_CONFIG)
 class Average:
-    """An exponential moving average of the weights, evaluated instead of the last ones. `decay` per step (0: off); it is
-    held to at most (1 + step) / (10 + step), so that short runs forget their start."""
+    """An exponential moving average of the weights, evaluated instead of the last ones. `decay` each time that it is taken (0:
+    off); it is held to at most (1 + step) / (10 + step), so that short runs forget their start. It is taken `every` so many
+    steps. `rise`: the decay is multiplied by the share of the run that is done, to this power (0: it is the same throughout).
+    `lookahead`: the weights go back to the average whenever it is taken, and go on from there (Zhang et al. 2019)."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    every: Count = 1
+    rise: NonNegative = 0.0
+    lookahead: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Average:
+        if not self.decay and (self.every > 1 or self.rise or self.lookahead):
+            raise ValueError("average.every, average.rise and average.lookahead need average.decay above 0")
+        return self
 
 
 @dataclass(frozen=True, config=_CONFIG)

@@ -86,7 +86,7 @@ class Step:
         self.normalization = {name: tensor.to(device) for name, tensor in normalization.items()}
         self.class_weights = class_weights.to(device) if class_weights is not None else None
         self.optimizer = optim.build_optimizer(network, recipe.optim, bf16=plan.fused and plan.precision == "bf16")
-        self.average = optim.Averaged(network, recipe.average.decay) if recipe.average.decay else None
+        self.average = optim.Averaged(network, recipe.average) if recipe.average.decay else None
         self.sampled = [module for module in network.modules() if isinstance(module, SampledAdd)]
         self.parallel: DistributedDataParallel | None = None
         self.twin: Any = compiled(network, plan) if plan.fused else network  # shares all layers with weights
@@ -113,7 +113,7 @@ class Step:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.optim.clip)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update(batch.step)
+            self.average.update(batch.step, self.total_steps)
         self.last = Outcome(loss, 100 * wrong, self.recipe.optim.lr * factor, int(count))
         return self.last
 

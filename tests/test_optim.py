@@ -25,7 +25,7 @@ from residua.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from residua.recipe import Optim, Schedule
+from residua.recipe import Average, Optim, Schedule
 
 
 def network(seed: int = 0) -> Network:
@@ -264,15 +264,32 @@ def test_a_weight_without_a_gradient_is_not_turned() -> None:
     torch.testing.assert_close(weight.detach(), before)
 
 
-def test_biases_and_the_head_can_learn_at_rates_of_their_own() -> None:
+def test_scales_offsets_the_head_and_the_stem_learn_at_rates_of_their_own_and_decay_alike() -> None:
+    model = create_model("speed_resnet", widths=[16, 16, 16])
+    factors = {"bias_factor": 8.0, "scale_factor": 2.0, "head_factor": 0.5, "stem_factor": 0.25}
+    groups = parameter_groups(model, Optim(name="sgd", lr=0.1, weight_decay=0.03, **factors))
+    found = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert len(found) == len(list(model.parameters())) == sum(len(group["params"]) for group in groups)
+    expected = {"stem.whitening.bias": 8.0 * 0.25, "head.classifier.weight": 0.5}
+    for name, parameter in model.named_parameters():
+        of_norm = 2.0 if name.endswith("weight") else 8.0
+        factor = expected.get(name, of_norm if "norm" in name else 1.0)
+        group = found[id(parameter)]
+        assert group["base_lr"] == pytest.approx(0.1 * factor), name
+        assert group["base_lr"] * group["weight_decay"] == pytest.approx(0.1 * 0.03), name
+    assert expected.keys() < dict(model.named_parameters()).keys()
+
+
+def test_scales_follow_the_offsets_unless_they_have_a_factor_and_stay_with_a_factor_of_zero() -> None:
     model = network()
-    groups = parameter_groups(model, Optim(name="sgd", lr=0.1, bias_factor=8.0, head_factor=0.5))
-    rates = {id(parameter): group["base_lr"] for group in groups for parameter in group["params"]}
-    head = {id(parameter) for parameter in model.head.parameters()}
-    assert len(rates) == len(list(model.parameters()))
-    for parameter in model.parameters():
-        factor = 8.0 if parameter.ndim == 1 else 0.5 if id(parameter) in head else 1.0
-        assert rates[id(parameter)] == pytest.approx(0.1 * factor)
+    alike = parameter_groups(model, Optim(name="sgd", lr=0.1, bias_factor=8.0, decay_all=False))
+    assert {group["base_lr"]: group["weight_decay"] for group in alike} == pytest.approx({0.1: 1e-4, 0.8: 0.0})
+    optimizer = build_optimizer(model, Optim(name="sgd", lr=0.1, scale_factor=0.0, weight_decay=0.1))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    give_gradients(model, 0)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == (parameter.ndim == 1 and name.endswith("weight")), name
 
 
 def test_muon_leaves_the_classifier_and_the_normalizations_to_nesterov_momentum() -> None:
@@ -294,21 +311,40 @@ def test_muon_leaves_the_classifier_and_the_normalizations_to_nesterov_momentum(
 # -------------------------------------------------------------------------------------------------- averaging and storing
 
 
-def test_the_average_follows_its_formula_over_weights_and_buffers() -> None:
+@pytest.mark.parametrize("rise", [0.0, 3.0])
+def test_the_average_follows_its_formula_over_weights_and_buffers(rise: float) -> None:
     model = create_model("cifar_resnet", depth=8).double()
-    average = Averaged(model, 0.5)
+    average = Averaged(model, Average(decay=0.5, rise=rise))
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for step in range(12):
         with torch.no_grad():
             for tensor in model.state_dict().values():
                 tensor.copy_(tensor + 1 + step)
-        decay = min(0.5, (1 + step) / (10 + step))
+        decay = min(0.5 * ((step + 1) / 12) ** rise, (1 + step) / (10 + step))
         for name, tensor in model.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * tensor if tensor.is_floating_point() else tensor.clone()
-        average.update(step)
+        average.update(step, 12)
     for name, tensor in average.tensors.items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
     assert all(not tensor.requires_grad for tensor in average.tensors.values())
+
+
+def test_a_look_ahead_brings_the_weights_back_to_their_average_every_k_updates_and_at_the_end() -> None:
+    """Zhang et al. 2019, algorithm 1: slow <- slow + alpha (fast - slow), then fast <- slow. Here fast gains 1 an update."""
+    layer = nn.Linear(1, 1, bias=False).double()
+    nn.init.zeros_(layer.weight)
+    average = Averaged(layer, Average(decay=0.5, every=5, lookahead=True))
+    slow, fast = 0.0, 0.0
+    for step in range(12):
+        with torch.no_grad():
+            layer.weight += 1
+        fast += 1
+        if step in (4, 9, 11):
+            slow = slow + (1 - min(0.5, (1 + step) / (10 + step))) * (fast - slow)
+            fast = slow
+        average.update(step, 12)
+        assert layer.weight.item() == pytest.approx(fast), step
+        assert average.tensors["weight"].item() == pytest.approx(slow), step
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "rmsprop"])

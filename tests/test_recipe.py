@@ -168,6 +168,8 @@ def test_an_unknown_field_in_a_file_is_refused_with_the_nearest_one(values: dict
         {"seed": 2**63},
         {"label_smoothing": 1.0},
         {"average.decay": 1.0},
+        {"average.every": 0, "average.decay": 0.5},
+        {"average.lookahead": True},
         {"augment.mixup": -0.1},
         {"augment.min_area": 0},
         {"augment.crop": "centre"},
