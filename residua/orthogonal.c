@@ -18,6 +18,7 @@
 #define HELD(v) __asm__("" : "+v"(v))
 
 enum { WIDTH = PANEL * LANES, DEPTH = 128 }; /* DEPTH: pairs summed up while their block of sums stays in registers and the nearest cache */
+enum { ALONE = 64 };                         /* rows up to which one thread is faster than two that wait for each other after each product */
 enum { AHEAD = 64 };                         /* values: how long before they are read those of a row are asked for; sixteen rows are too many for processors to follow */
 
 /* sums [R, 16 V], rows `step` apart = a' b over k: R values of each row of a, `left` apart, 16 V of b, `right` apart */
@@ -170,7 +171,7 @@ int muon_update(float *restrict w, const float *restrict x, float *restrict buff
     int failed = !squares || !packed || !other || !rounded;
     float *g = squares, *s = g + size, *f = s + size, *p = f + size, *t = p + size;
     float norm = 0;
-#pragma omp parallel if (!failed)
+#pragma omp parallel if (!failed && n > ALONE)
     if (!failed) {
         /* For X X': [n / 16][pairs along the long side][16][2]. For the last product X in panels, or in rows where they are many. */
         if (wide) {

@@ -15,13 +15,11 @@ __all__ = ["obstacle", "suits", "update_"]
 
 _LOOPS = Source("orthogonal.c", {"muon_update": [POINTER] * 3 + [REAL] + [NUMBER] * 2 + [REAL] * 2}, bf16=True)
 obstacle = _LOOPS.obstacle
-LEAST = 32
-"""Rows and columns from which on a matrix is worth a call of its own; smaller ones are better multiplied in one batch."""
 
 
 def suits(rows: int, columns: int) -> bool:
     """Whether the loops take matrices of this shape."""
-    return rows % 16 == columns % 16 == 0 and min(rows, columns) >= LEAST
+    return rows % 16 == columns % 16 == 0
 
 
 def update_(
