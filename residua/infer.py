@@ -183,7 +183,7 @@ class _Rewriter:
     def other(self, module: nn.Module) -> nn.Module:
         """A module that the vocabulary does not name."""
         if type(module) is nn.MaxPool2d and self.dtype == torch.bfloat16 and winograd.preferred() and kernels.available():
-            return kernels.fused(module)
+            return kernels.fused(_whole(module))
         own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and t.is_floating_point()]
         clone = _copied(module)
         if (own and not isinstance(module, _MIXED)) or isinstance(module, _WIDE):

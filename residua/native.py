@@ -1,8 +1,8 @@
 """Loops of our own in C, made into a library by the machine's compiler: found, compiled once, loaded. Layer 1.
 
 Compiling takes a second or two, for one source seven, and is done once for each source, compiler and processor; the library stays
-in the user's cache. `Source.obstacle` says why there can be none on a machine. What several sources share is in
-files of the suffix ".h".
+in the user's cache. `Source.obstacle` says why there can be none on a machine. What several sources share is in files
+of the suffix ".h".
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _LOOPS = Source(
 )
 obstacle = _LOOPS.obstacle
 MOST_CHANNELS = 4
-"""Of images: grey, or colours, or colours and what is opaque. With eight other loops are as fast."""
+"""Of images: grey, or colours, or colours and what is opaque. Other loops take channels in eights."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from residua.native import FLAG, NUMBER, POINTER, Source
 
-__all__ = ["convolution", "input_gradient", "obstacle", "pays", "suits", "weight_gradient"]
+__all__ = ["convolution", "halves", "input_gradient", "obstacle", "pays", "suits", "weight_gradient"]
 
 _LOOPS = Source(
     "strided.c",
@@ -32,9 +32,9 @@ LEAST_CHANNELS, MOST_CHANNELS = 16, 128
 """With more oneDNN is as fast."""
 
 
-def suits(layer: nn.Module | None) -> bool:
-    """Whether a layer is a convolution of the kind that these loops compute: 3x3, stride 2, padding 1, all channels together, in
-    eights and neither few nor many."""
+def halves(layer: nn.Module | None) -> bool:
+    """Whether a layer is a convolution that halves the sides by three taps: 3x3, stride 2, padding 1, all channels together, in
+    eights."""
     return (
         type(layer) is nn.Conv2d
         and layer.kernel_size == (3, 3)
@@ -43,9 +43,16 @@ def suits(layer: nn.Module | None) -> bool:
         and layer.groups == 1
         and layer.padding_mode == "zeros"
         and layer.in_channels % 8 == layer.out_channels % 8 == 0
-        and min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS
-        and max(layer.in_channels, layer.out_channels) <= MOST_CHANNELS
     )
+
+
+def suits(layer: nn.Module | None) -> bool:
+    """Whether a layer is a convolution of the kind that these loops compute: such a one with channels neither few nor many."""
+    if not halves(layer):
+        return False
+    assert isinstance(layer, nn.Conv2d)
+    fewest, most = sorted((layer.in_channels, layer.out_channels))
+    return fewest >= LEAST_CHANNELS and most <= MOST_CHANNELS
 
 
 def pays(x: Tensor) -> bool:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from test_strided import error, gradients, laid_out, made, sides
+from maps import error, gradients, laid_out, made
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ def test_columns_are_what_each_position_reads() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_results_and_gradients_are_those_in_float64_up_to_the_roundings_of_a_plain_convolution(shape: tuple[int, ...]) -> None:
     images, inputs, outputs, height, width = shape
-    small = sides(height, width)
+    small = (height + 1) // 2, (width + 1) // 2
     x, dy = made(images, inputs, height, width, seed=1), made(images, outputs, *small, seed=2)
     beside, past = made(images, outputs, *small, seed=3), made(images, inputs, height, width, seed=4)
     weight, bias = made(outputs, inputs, 3, 3, seed=5).float(), torch.randn(outputs, generator=torch.Generator().manual_seed(6))

@@ -416,8 +416,10 @@ def test_convolutions_by_own_loops_add_and_clip_as_the_others_do(
 
 @pytest.mark.skipif(not winograd.preferred(), reason="the loops of our own are not used here")
 def test_poolings_are_those_of_torch_in_loops_of_our_own() -> None:
-    ready = prepared(create_model("resnet18"), "bf16")
+    network = create_model("resnet18").train()
+    ready = prepared(network, "bf16")
     (pool,) = [layer for layer in ready.modules() if isinstance(layer, kernels.Pool)]
+    assert all(module.training for module in network.modules()), "the network is left as it was"
     x = torch.randn(2, 64, 20, 21).bfloat16().contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         assert torch.equal(pool(x), F.max_pool2d(x, 3, 2, 1))

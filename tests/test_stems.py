@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from maps import error, gradients, laid_out, made
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,28 +23,8 @@ LAYERS = [  # images, inputs, outputs, height, width, kernel, stride, padding
 ]  # fmt: skip
 
 
-def laid_out(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-
-
-def made(*shape: int, seed: int) -> Tensor:
-    return laid_out(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
-
-
 def whole(*shape: int, seed: int) -> Tensor:
     return laid_out(torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)))
-
-
-def gradients(x: Tensor, weight: Tensor, dy: Tensor, stride: int, padding: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Of the input and the weights, by torch in float64."""
-    found = torch.ops.aten.convolution_backward(
-        dy.double(), x.double(), weight.double(), None, [stride] * 2, padding, [1, 1], False, [0, 0], 1, [True, True, False]
-    )
-    return found[0], found[1]
-
-
-def error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
 
 
 @here

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from maps import error, gradients, laid_out, made
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,28 +21,8 @@ SHAPES = [  # images, inputs, outputs, height, width
 ]  # fmt: skip
 
 
-def laid_out(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
-
-
-def made(*shape: int, seed: int) -> Tensor:
-    return laid_out(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
-
-
 def sides(height: int, width: int) -> tuple[int, int]:
     return (height + 1) // 2, (width + 1) // 2
-
-
-def gradients(x: Tensor, weight: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the input and the weights, by torch in float64."""
-    found = torch.ops.aten.convolution_backward(
-        dy.double(), x.double(), weight.double(), None, [2, 2], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
-    )
-    return found[0], found[1]
-
-
-def error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
 
 
 @here

@@ -22,7 +22,7 @@ def speedrun(model: str = "speed_resnet") -> Recipe:
     - shifts by 2 pixels with reflected borders; mirror images in turns rather than by a coin;
     - labels smoothed by 0.2.
 
-    Expected: 6.56 % error, 5.88 % by six views (seeds 0 to 4: 5.76 to 6.05 %); 5 minutes on two cores of an AMD EPYC.
+    Expected: 6.56 % error, 5.88 % by six views (seeds 0 to 4: 5.76 to 6.05 %); 4 minutes on two cores of an AMD EPYC.
 
     `residua evaluate RUN --protocol six-view` averages over mirror images and shifts by one pixel, as the published records do.
 
