@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from residua import columns, native, pointwise, sparing, stems, strided, winograd
 
@@ -152,6 +153,17 @@ def _gradients(ctx: Any, x: Tensor, weight: Tensor, dy: Tensor, past: Tensor | N
     return dx, loops.weight_gradient(x, dy, weight) if ctx.needs_input_grad[2] else None
 
 
+def _plain(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(x) by torch. With a stride, of maps of one position, oneDNN's gradient of the weights in bf16 is made of memory that
+    nobody wrote; there only the tap in the middle meets a value, so that is all that is computed."""
+    middle = [side // 2 for side in conv.kernel_size]
+    if x.shape[2:] != (1, 1) or conv.stride == (1, 1) or list(conv.padding) != middle or conv.dilation != (1, 1):
+        y: Tensor = conv(x)
+        return y
+    down, across = middle
+    return F.conv2d(x, conv.weight[:, :, down : down + 1, across : across + 1], conv.bias, groups=conv.groups)
+
+
 class Convolution(nn.Module):
     """A convolution by `loops` where it is computed in bf16 and they pay, else as it is. Shares the layer `conv`."""
 
@@ -161,7 +173,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self._takes(x):
-            return self.conv(x)
+            return _plain(self.conv, x)
         y: Tensor = _Convolved.apply(self.loops, x.to(torch.bfloat16), self.conv.weight, self.conv.bias, None)
         return y
 

@@ -17,6 +17,7 @@ from residua import kernels, winograd
 from residua.affine import Folded, folded, scaled
 from residua.network import Network
 from residua.packed import Joined, Layer, layer_of
+from residua.replay import Recurring
 from residua.shortcuts import ZeroPad
 from residua.unit import Add, SampledAdd, Unit
 
@@ -38,10 +39,18 @@ class Prepared(Network):
     """
 
     dtype: torch.dtype
+    recurring: Recurring | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            logits = super().forward(x)
+            if self.dtype != torch.bfloat16 or not winograd.preferred():
+                return self._logits(x)
+            self.recurring = self.recurring or Recurring(self)
+            logits: Tensor = self.recurring(self._logits, x)
+            return logits.clone()  # the next replay writes over its own
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
         assert isinstance(logits, Tensor)
         return logits
 

@@ -14,16 +14,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from residua.machine import cache_folder
 
-__all__ = ["FLAG", "NUMBER", "POINTER", "REAL", "Source", "compiler", "forget", "laid_out", "processor"]
+__all__ = ["FLAG", "NUMBER", "POINTER", "REAL", "Source", "compiler", "forget", "laid_out", "noted", "processor"]
 
 POINTER, NUMBER, REAL, FLAG = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
 """The types of the loops' arguments: const float *, long, float, int."""
@@ -59,7 +61,8 @@ class Source:
         why = self.obstacle()
         if self.loaded is None:
             raise RuntimeError(f"the loops of {self.file} cannot run: {why}")
-        return self.loaded
+        note = getattr(_noting, "note", None)
+        return self.loaded if note is None else cast(ctypes.CDLL, _Noted(self.loaded, note))
 
     def _missing(self) -> str | None:
         if self.bf16 and "avx512_bf16" not in processor():
@@ -93,7 +96,34 @@ class Source:
             raise MemoryError(f"no memory for the loops of {self.file}")
 
 
+class _Noted:
+    """A library whose calls are noted."""
+
+    def __init__(self, library: ctypes.CDLL, note: Callable[[Callable[..., Any], Sequence[Any]], None]) -> None:
+        self.library, self.note = library, note
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self.library, name)
+
+        def call(*given: Any) -> Any:
+            self.note(function, given)
+            return function(*given)
+
+        return call
+
+
+@contextmanager
+def noted(note: Callable[[Callable[..., Any], Sequence[Any]], None]) -> Iterator[None]:
+    """Within the block `note` is given each call of loops in this thread, with its arguments, before it is made."""
+    _noting.note = note
+    try:
+        yield
+    finally:
+        _noting.note = None
+
+
 _SOURCES: list[Source] = []
+_noting = threading.local()
 
 
 def compiler() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,7 @@ from residua.errors import RunError
 from residua.network import Network
 from residua.plan import Plan, compiled
 from residua.recipe import Optim, Recipe
+from residua.replay import Recurring
 from residua.tasks import classify
 from residua.unit import SampledAdd, draw_depth
 
@@ -87,6 +88,7 @@ class Step:
         self.class_weights = class_weights.to(device) if class_weights is not None else None
         self.optimizer = optim.build_optimizer(network, recipe.optim, bf16=plan.fused and plan.precision == "bf16")
         self.average = optim.Averaged(network, recipe.average) if recipe.average.decay else None
+        self.parameters = list(network.parameters())
         self.sampled = [module for module in network.modules() if isinstance(module, SampledAdd)]
         self.parallel: DistributedDataParallel | None = None
         self.twin: Any = compiled(network, plan) if plan.fused else network  # shares all layers with weights
@@ -95,6 +97,9 @@ class Step:
             self.forward = self.twin if plan.fused else compiled(network, plan)
         self.trained: Trained | None = None
         self.standing = network.recompute_every > 0 and self.share.world == 1
+        own = plan.fused and plan.precision == "bf16" and device.type == "cpu"
+        alike = own and not (self.sampled or self.standing or self.share.world > 1 or self._num_micro_batches() > 1)
+        self.recurring: Recurring | None = Recurring(cast(nn.Module, self.twin)) if alike else None
         self.train()
         self.last = Outcome(math.nan, math.nan, math.nan, 0)
 
@@ -177,10 +182,26 @@ class Step:
         x = resized(x, scale_at(self.recipe.augment.scales, batch.step / self.total_steps))
         torch.manual_seed(keyed.generator_seed(self.recipe.seed, "network", batch.step, index, self.share.rank))
         draw_depth(self.sampled, self.recipe.seed, batch.step, index)
+        x = self.plan.placed(x)
+        if self.recurring is None or not whole:
+            return self._sums(x, labels, mix, count, lost=lost)
+        mixing = () if mix is None else (mix.partner, mix.weight)
+
+        def computed(x: Tensor, labels: Tensor, *mixing: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+            sums = self._sums(x, labels, Mix(*mixing) if mixing else None, count, lost=False)
+            return sums, [parameter.grad for parameter in self.parameters]
+
+        sums, gradients = self.recurring(computed, x, labels, *mixing, about=count)
+        for parameter, gradient in zip(self.parameters, gradients):
+            parameter.grad = gradient
+        return sums
+
+    def _sums(self, x: Tensor, labels: Tensor, mix: Mix | None, count: float, *, lost: bool) -> Tensor:
+        """Forward and backward; returns the sums of losses and of wrong answers."""
         with self.plan.autocast(self.device):
             assert self.forward is not None
             forward = self.network if lost and self.plan.compile != "none" and self.parallel is None else self.forward
-            outputs = forward(self.plan.placed(x))
+            outputs = forward(x)
         logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         losses = self._losses(logits, labels, mix)
         for head, inner in zip(self.network.auxiliaries, auxiliary):

@@ -71,8 +71,34 @@ def test_a_layer_gives_the_gradients_of_all_that_needs_one() -> None:
 
 def test_other_layers_are_left_to_others() -> None:
     others = [
-        nn.Conv2d(128, 256, 3, padding=1, stride=2), nn.Conv2d(256, 256, 3, padding=1), nn.Conv2d(256, 256, 1, stride=2),
+        nn.Conv2d(128, 128, 3, padding=1, stride=2), nn.Conv2d(256, 256, 3, padding=1), nn.Conv2d(256, 256, 1, stride=2),
         nn.Conv2d(256, 256, 3, padding=1, stride=2, groups=2), nn.Conv2d(256, 256, 3, stride=2), nn.Linear(256, 256), None,
     ]  # fmt: skip
     assert not any(columns.suits(layer) for layer in others)
     assert columns.suits(nn.Conv2d(256, 512, 3, padding=1, stride=2))
+
+
+@here
+@pytest.mark.parametrize("channels", [(16, 32), (64, 128), (128, 256), (256, 512)], ids=str)
+def test_maps_of_one_position_have_gradients_of_written_memory_only(channels: tuple[int, int]) -> None:
+    """By oneDNN those of the weights were, in bf16, what lay in its memory before: NaN, or anything."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(*channels, 3, padding=1, stride=2).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    exact, loops = copy.deepcopy(conv).double(), convolving.loops_for(conv)
+    assert loops is not None
+    layer = convolving.Convolution(conv, loops)
+    for seed in range(3):
+        x, dy = made(5, channels[0], 1, 1, seed=seed), made(5, channels[1], 1, 1, seed=seed + 3)
+        before = [torch.full((size,), 1e30) for size in (10**3, 10**4, 10**5, 10**6)]
+        del before
+        conv.zero_grad()
+        exact.zero_grad()
+        expected = exact(x.double())
+        expected.backward(dy.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = layer(x)
+        found.backward(dy)
+        assert error(found.detach(), expected.detach()) < 2**-7
+        assert conv.weight.grad is not None
+        assert exact.weight.grad is not None
+        assert error(conv.weight.grad, exact.weight.grad) < 2**-7
