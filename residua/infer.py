@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from residua import kernels, winograd
+from residua import heads, kernels, native, winograd
 from residua.affine import Folded, folded, scaled
-from residua.network import Network
+from residua.network import Head, Network
 from residua.packed import Joined, Layer, layer_of
 from residua.replay import Recurring
 from residua.shortcuts import ZeroPad
@@ -60,8 +60,8 @@ class Prepared(Network):
 
     def _maps(self, x: Tensor, *args: Any) -> list[Tensor]:
         with torch.no_grad():
-            layout = torch.channels_last if x.dim() == 4 else torch.preserve_format
-            return super()._maps(x.to(self.dtype, memory_format=layout), *args)
+            x = x.to(self.dtype)  # in two steps, for torch is slow in one
+            return super()._maps(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x, *args)
 
 
 def multiplies_bf16() -> bool:
@@ -120,6 +120,17 @@ class _Classifier(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
+
+
+class _Head(Head):
+    """A head whose means and scores are taken in float32 by loops of our own, where these read the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.classifier.weight, self.classifier.bias
+        reads = x.dtype == torch.bfloat16 and weight.dtype == torch.float32 and weight.is_contiguous()
+        if not (reads and native.laid_out(x)) or _hooked(self.classifier):
+            return super().forward(x)
+        return heads.scores(heads.means(x), weight, bias)
 
 
 class _Kept(nn.Module):
@@ -193,11 +204,16 @@ class _Rewriter:
         """A module that the vocabulary does not name."""
         if type(module) is nn.MaxPool2d and self.dtype == torch.bfloat16 and winograd.preferred() and kernels.available():
             return kernels.fused(_whole(module))
+        if type(module) is Head and self.dtype == torch.bfloat16 and winograd.preferred() and heads.obstacle() is None:
+            return self.children(_copied(module, _Head), module)
         own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None and t.is_floating_point()]
-        clone = _copied(module)
         if (own and not isinstance(module, _MIXED)) or isinstance(module, _WIDE):
             wide = own[0].dtype if own else torch.promote_types(self.dtype, torch.float32)
             return _Kept(_whole(module), wide) if wide != self.dtype else _whole(module)
+        return self.children(_copied(module), module)
+
+    def children(self, clone: nn.Module, module: nn.Module) -> nn.Module:
+        """Gives a copy of `module` its children, rewritten."""
         clone._modules = {name: None if child is None else self.module(child) for name, child in module._modules.items()}
         return clone
 

@@ -19,6 +19,7 @@
 
 enum { POINTS = 16, EDGED = 25, ROWS = 24 }; /* points of a tile, of weights for odd sides; ROWS: tiles are multiplied in such groups */
 enum { SCRATCH = 320 << 10 }; /* bytes of tiles and of products that a thread works on at once: they are to stay in its cache */
+enum { TOGETHER = 96 }; /* so few tiles are transformed once for all threads, which divide the outputs between them: weights are most of what is read */
 enum { PARTS = 16, FEW = 512, ROOM = 16 << 20 }; /* for the gradient: sums at most, pairs of tiles of one at least, bytes of all of them at most */
 enum { CHUNK = 1 << 18, DEPTH = 64 }; /* and of a chunk half the bytes of transformed tiles, and pairs of them for one sum in registers */
 
@@ -395,6 +396,56 @@ void winograd_weights(const float *restrict w, bf16 *restrict u, long C, long K,
     }
 }
 
+/* A convolution of one section. */
+typedef struct {
+    const map *in, *out;
+    const section *s;
+    const bf16 *x;
+    const uint8_t *from;
+    const bf16 *u;
+    bf16 *y;
+    uint8_t *to;
+    const bf16 *tiles;
+    float *sums;
+    long left, right; /* from point to point of `tiles` and of `sums` */
+    const epilogue *then;
+    long inputs, outputs; /* filled */
+} job;
+
+/* A panel of outputs from k on, of the tiles first .. last, which are transformed. `asking`: for what is read and written next. */
+static void outputs_of(const job *j, long first, long last, long k, int asking) {
+    int vectors = (int)(width_of(j->outputs, k / (PANEL * LANES)) / LANES), parts = j->s->rows * j->s->columns;
+    for (int p = 0; p < parts; p++) {
+        if (asking) {
+            place here = place_of(j->s, first), next = place_of(j->s, last);
+            ask_tiles(j->in, j->x, !!j->from, next, last - first, p, parts);
+            ask_tiles(j->out, j->y, !!j->to, here, last - first, p, parts);
+            if (j->then && j->then->beside) ask_tiles(j->out, j->then->beside, 0, here, last - first, p, parts);
+        }
+        const bf16 *weights = j->u + point_of(j->s, p) * of_point(j->inputs, j->outputs) + k * j->inputs;
+        products(j->tiles + p * j->left, j->inputs, weights, j->sums + p * j->right, last - first, (j->in->channels + 1) / 2, vectors); /* there are zeros beyond */
+    }
+    if (j->to)
+        maxima_out(j->out, j->sums, j->right, first, last, j->y, j->to, k, vectors);
+    else
+        tiles_out(j->out, j->s, j->sums, j->right, first, last, j->y, k, vectors, j->then);
+}
+
+static long groups_of(long rows, long columns) { /* as `products_of` takes rows together */
+    long vectors = columns / LANES, group = vectors == 1 ? 24 : vectors == 2 ? 12 : vectors == 3 ? 8 : 6;
+    return (rows + group - 1) / group;
+}
+
+/* Blocks of at most `most` tiles, as many for each thread: so many that the fewest rows are multiplied beyond the last tile. */
+static long blocks_of(long tiles, long most, long threads, long columns) {
+    long least = (tiles + most * threads - 1) / (most * threads), best = least, rows = tiles;
+    for (long n = least; n <= least + 4; n++) {
+        long found = n * groups_of((tiles + n * threads - 1) / (n * threads), columns);
+        if (n == least || found < rows) best = n, rows = found;
+    }
+    return best * threads;
+}
+
 /* y [images, height, width, K] of x [images, height, width, C] and u as `winograd_weights` gives it, `edged` or not, then bias [K], beside (as y) and
    ReLU where they are given. With `from`, x is [images, height / 2, width / 2, C]: maxima of 2x2 windows that lay at the places `from`, and all
    else is zero. With `to` the maxima of 2x2 windows are taken: y and `to`, their places, are [images, height / 2, width / 2, K]. Returns 0, or 1
@@ -407,56 +458,55 @@ int winograd_convolve(const bf16 *restrict x, const uint8_t *restrict from, cons
     int count = sections_of(height, width, to ? WINDOWS : from ? ONE_POINT : edged ? TWO_POINTS : FILLED, sections);
     long inputs = filled(C), outputs = filled(K), widest = width_of(outputs, 0), threads = omp_get_max_threads();
     long blocks[4], sizes[4], most_left = 0, most_right = 0;
+    int together = 1;
+    for (int i = 0; i < count; i++) together &= images * sections[i].tiles <= TOGETHER;
+    together &= (outputs + PANEL * LANES - 1) / (PANEL * LANES) >= threads && threads > 1;
     for (int i = 0; i < count; i++) {
         const section *s = &sections[i];
         long points = s->rows * s->columns, tiles = images * s->tiles, block = SCRATCH / (points * (2 * inputs + 4 * widest) * ROWS) * ROWS;
-        block = block < ROWS ? ROWS : block;
-        blocks[i] = ((tiles + block - 1) / block + threads - 1) / threads * threads; /* as many for each thread */
-        sizes[i] = (tiles + blocks[i] - 1) / blocks[i];
+        blocks[i] = blocks_of(tiles, block < ROWS ? ROWS : block, threads, widest);
+        sizes[i] = together ? tiles : (tiles + blocks[i] - 1) / blocks[i];
         long rows = (sizes[i] + ROWS - 1) / ROWS * ROWS;
         if (points * (rows * inputs + 32) > most_left) most_left = points * (rows * inputs + 32);
         if (points * (rows * widest + 16) > most_right) most_right = points * (rows * widest + 16);
     }
+    long bytes = (most_left * sizeof(bf16) + 63) / 64 * 64;
+    bf16 *shared = together ? aligned_alloc(64, bytes) : NULL;
+    if (together && !shared) return 1;
+    if (together) memset(shared, 0, bytes);
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        bf16 *tiles = aligned_alloc(64, (most_left * sizeof(bf16) + 63) / 64 * 64);
+        bf16 *tiles = together ? shared : aligned_alloc(64, bytes);
         float *sums = aligned_alloc(64, (most_right * sizeof(float) + 63) / 64 * 64);
         failed |= !tiles || !sums;
-        if (!failed) memset(tiles, 0, most_left * sizeof(bf16)); /* rows after the last tile are multiplied, too */
+        if (!failed && !together) memset(tiles, 0, bytes); /* rows after the last tile are multiplied, too */
         for (int i = 0; i < count; i++) {
             const section *s = &sections[i];
-            long rows = (sizes[i] + ROWS - 1) / ROWS * ROWS;
+            long rows = (sizes[i] + ROWS - 1) / ROWS * ROWS, all = images * s->tiles;
             long left = rows * inputs + 32, right = rows * widest + 16; /* points a little apart: they are not to fall on the same lines of the cache */
+            job work = {&in, &out, s, x, from, u, y, to, tiles, sums, left, right, bias || beside || relu ? &then : NULL, inputs, outputs};
+            if (together) {
+#pragma omp for schedule(static)
+                for (long part = 0; part < threads; part++)
+                    tiles_in(&in, s, x, from, all * part / threads, all * (part + 1) / threads, tiles + all * part / threads * inputs, left);
+#pragma omp for schedule(static)
+                for (long k = 0; k < K; k += PANEL * LANES)
+                    if (!failed) outputs_of(&work, 0, all, k, 0);
+                continue;
+            }
 #pragma omp for schedule(static) nowait
             for (long b = 0; b < blocks[i]; b++) {
-                if (failed) continue;
-                long first = b * sizes[i], last = least(first + sizes[i], images * s->tiles);
-                if (first >= last) continue;
-                place here = place_of(s, first), next = place_of(s, last);
-                int parts = s->rows * s->columns;
+                long first = b * sizes[i], last = least(first + sizes[i], all);
+                if (failed || first >= last) continue;
                 tiles_in(&in, s, x, from, first, last, tiles, left);
-                for (long k = 0; k < K; k += PANEL * LANES) {
-                    int vectors = (int)(width_of(outputs, k / (PANEL * LANES)) / LANES);
-                    for (int p = 0; p < parts; p++) {
-                        if (k == 0) {
-                            ask_tiles(&in, x, !!from, next, last - first, p, parts);
-                            ask_tiles(&out, y, !!to, here, last - first, p, parts);
-                            if (beside) ask_tiles(&out, beside, 0, here, last - first, p, parts);
-                        }
-                        products(tiles + p * left, inputs, u + point_of(s, p) * of_point(inputs, outputs) + k * inputs, sums + p * right, last - first, (C + 1) / 2,
-                                 vectors); /* there are zeros beyond */
-                    }
-                    if (to)
-                        maxima_out(&out, sums, right, first, last, y, to, k, vectors);
-                    else
-                        tiles_out(&out, s, sums, right, first, last, y, k, vectors, bias || beside || relu ? &then : NULL);
-                }
+                for (long k = 0; k < K; k += PANEL * LANES) outputs_of(&work, first, last, k, k == 0);
             }
         }
-        free(tiles);
+        if (!together) free(tiles);
         free(sums);
     }
+    free(shared);
     return failed;
 }
 
