@@ -185,10 +185,10 @@ class OwnConvolution(FusedConvolution):
 class WinogradConvolution(OwnConvolution):
     """A 3x3 convolution with fewer multiplications (`residua.winograd`)."""
 
-    LEAST_TILES = 32  # the weights are transformed once
+    LEAST_TILES = 16, 32  # for even sides, and for odd ones, whose weights are more; they are transformed once
 
     def _pays(self, x: Tensor) -> bool:
-        return x.dim() == 4 and winograd.pays(x, self.LEAST_TILES)
+        return x.dim() == 4 and winograd.pays(x, self.LEAST_TILES[winograd.odd(x)])
 
     def _filters(self, weight: Tensor, x: Tensor) -> Tensor:
         return winograd.packed(weight, edged=winograd.odd(x))
