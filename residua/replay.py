@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -38,6 +39,8 @@ _MOVES = frozenset(
         _aten.set_.source_Storage_storage_offset,
     }
 )  # fmt: skip
+BEFORE, AHEAD = 2**25, 2
+"""Bytes before calls count, and how many times what a call should take: in a forward pass memory comes first, and calls later."""
 _COPIES = frozenset({_aten._to_copy.default, _aten.clone.default})
 _UNREPEATABLE = (torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
@@ -73,13 +76,14 @@ class Replay:
         self.calls, self.memory, self.result = [], [], None
 
 
-def recorded(compute: Callable[[], Any]) -> Replay:
+def recorded(compute: Callable[[], Any], largest: int | None = None) -> Replay:
     """Calls `compute` and records what it does; its result, any tree of tensors, is that of the replay.
 
     Its course may not depend on the values of tensors, and those that it is given or finds have to stay where they are; what a
-    replay changes, as the statistics of a normalisation, it has changed once. The tensors are those of the CPU.
+    replay changes, as the statistics of a normalisation, it has changed once. The tensors are those of the CPU. Where calls take
+    some times `largest` bytes of memory each, the recording ends early, and what follows is computed as ever.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(largest)
     with torch.inference_mode(False), native.noted(recorder.note), recorder:
         result = compute()
     replay = recorder.replay
@@ -155,7 +159,7 @@ class Recurring:
         if found is None:
             with torch.inference_mode(False):
                 standing = [x.detach().clone() for x in inputs]
-            replay = recorded(partial(compute, *standing))
+            replay = recorded(partial(compute, *standing), self.LARGEST)
             result = replay.result
             calls = len(replay.calls)
             if replay.obstacle is None and (replay.nbytes > self.LARGEST * calls or replay.copied > self.COPIED * calls):
@@ -196,9 +200,10 @@ def _watched() -> bool:
 class _Recorder(TorchDispatchMode):
     """Records each operation, and has what it makes lie in the arena."""
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int | None) -> None:
         super().__init__()
-        self.replay, self.arena = Replay(), _Arena()
+        self.replay, self.arena, self.largest = Replay(), _Arena(), largest
+        self.free = psutil.virtual_memory().available
 
     def note(self, function: Callable[..., Any], given: Sequence[Any]) -> None:
         self.replay.calls.append((function, given))
@@ -207,8 +212,9 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         given, results = _tensors((args, kwargs)), _tensors(made)
-        self.replay.obstacle = self.replay.obstacle or _obstacle(func, given, results)
+        self.replay.obstacle = self.replay.obstacle or self._excess() or _obstacle(func, given, results)
         if self.replay.obstacle is not None:
+            self.arena.close()
             return made
         held = {_address(tensor) for tensor in given}
         kept = tree_map_only(Tensor, lambda t: t if _address(t) in held else self.arena.like(t), made)
@@ -222,6 +228,14 @@ class _Recorder(TorchDispatchMode):
         elif func._schema.is_mutable:  # else it gives a view
             self.note(partial(func, **self._lasting(kwargs)), self._lasting(args))
         return kept
+
+    def _excess(self) -> str | None:
+        if self.arena.nbytes > self.free // 2:
+            return "it takes more than half of the memory that is free"
+        calls = len(self.replay.calls)
+        if self.largest is not None and self.arena.nbytes > BEFORE + AHEAD * self.largest * calls:
+            return "its maps are so large that it would gain nothing"
+        return None
 
     def _lasting(self, value: Any) -> Any:
         return tree_map_only(Tensor, self.arena.lasting, value)
@@ -286,6 +300,7 @@ class _Arena:
     def __init__(self) -> None:
         self.blocks: dict[int, Tensor] = {}
         self.free: list[Tensor] = []
+        self.nbytes, self.closed = 0, False
 
     def like(self, tensor: Tensor) -> Tensor:
         """A tensor of the same shape, order and type; it itself if it has no elements."""
@@ -294,8 +309,18 @@ class _Arena:
         last = sum((side - 1) * step for side, step in zip(tensor.shape, tensor.stride()))
         block = self._block((last + 1) * tensor.element_size())
         claim = block.numpy()  # lives as long as the storage that is made of it
-        weakref.finalize(claim, self.free.append, block).atexit = False
+        weakref.finalize(claim, self._give, block).atexit = False
         return _placed(torch.from_numpy(claim), 0, tensor)
+
+    def close(self) -> None:
+        """Has each block go when it is free."""
+        self.closed = True
+        self.blocks.clear()
+        self.free.clear()
+
+    def _give(self, block: Tensor) -> None:
+        if not self.closed:
+            self.free.append(block)
 
     def _block(self, size: int) -> Tensor:
         """The smallest free one that fits and is not far too large; of such the one that was used last, which the cache may hold
@@ -305,6 +330,7 @@ class _Arena:
             return self.free.pop(min(fitting, key=lambda place: (len(self.free[place]), -place)))
         block = torch.empty(size, dtype=torch.uint8)
         self.blocks[block.data_ptr()] = block
+        self.nbytes += size
         return block
 
     def lasting(self, tensor: Tensor) -> Tensor:

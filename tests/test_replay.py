@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from test_step import STATS, samples
@@ -194,6 +195,18 @@ def test_a_computation_of_large_maps_gives_its_memory_back() -> None:
     ((_, replay),) = recurring.known.values()  # type: ignore[misc]
     assert network.calls == 3
     assert replay.obstacle is not None
+    assert replay.memory == []
+
+
+def test_where_memory_is_short_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    available = psutil.virtual_memory()._replace(available=10 * 2**10)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: available)
+    network = Counted(lambda x: sum((x * factor for factor in range(9)), x))
+    recurring, x = Recurring(network), values(8, 64)
+    for _ in range(4):
+        assert torch.equal(recurring(network, x), network.compute(x))
+    assert network.calls == 4
+    ((_, replay),) = recurring.known.values()  # type: ignore[misc]
     assert replay.memory == []
 
 
