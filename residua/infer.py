@@ -30,6 +30,10 @@ _WIDE = (nn.LocalResponseNorm,)
 """Layers without weights that torch does not compute in bf16."""
 
 
+SIZES = 2
+"""That are replayed: full batches and the last one."""
+
+
 class Prepared(Network):
     """A network for inference, in evaluation mode for good: images [N, C, H, W] -> logits [N, K], in the precision
     of the classifier.
@@ -45,7 +49,7 @@ class Prepared(Network):
         with torch.no_grad():
             if self.dtype != torch.bfloat16 or not winograd.preferred():
                 return self._logits(x)
-            self.recurring = self.recurring or Recurring(self)
+            self.recurring = self.recurring or Recurring(self, kept=SIZES)
             logits: Tensor = self.recurring(self._logits, x)
             return logits.clone()  # the next replay writes over its own
 

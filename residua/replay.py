@@ -96,15 +96,15 @@ class Recurring:
 
     It is recorded anew for inputs of another shape, and when something else is changed that its course depends on: modules,
     training mode, where the weights lie and which have gradients, precision, threads. It is made as ever where it cannot be
-    replayed, where hooks or modes of torch are to see it, and while another thread is at it.
+    replayed, where hooks or modes of torch are to see it, and while another thread is at it. The last `kept` sizes are kept.
     """
 
-    KEPT = 2  # sizes: full batches and the last one
     LARGEST, COPIED = 2**20, 2**16
     """Bytes for each call, on average. Where there is more memory than the first the interpreter's share is small, and the memory
     better given back; where more is copied than the second, that takes as long as the interpreter."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, kept: int = 1) -> None:
+        self.kept = kept
         self.network = weakref.ref(network)  # it may hold this object
         self.course: Any = None
         self.known: dict[Hashable, tuple[list[Tensor], Replay] | None] = {}
@@ -151,7 +151,7 @@ class Recurring:
         autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
         key = (about, autocast, torch.get_num_threads(), *((x.shape, x.stride(), x.dtype) for x in inputs))
         if key not in self.known:
-            if len(self.known) == self.KEPT:
+            if len(self.known) == self.kept:
                 del self.known[next(iter(self.known))]
             self.known[key] = None
             return compute(*inputs)
