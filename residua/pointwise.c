@@ -93,8 +93,8 @@ inlined void finish_rows(const following *f, int kind, const __m512 *sums, int a
 }
 
 /* R rows of a [., 2 pairs], `step` apart, times b [pairs, 16 V, 2], and what follows; only `count` rows there are. */
-#define PRODUCT(R, V)                                                                                                                       \
-    inlined void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, long pairs, following *f, int kind, long row, \
+#define PRODUCT(name, R, V)                                                                                                                 \
+    inlined void name(const bf16 *restrict a, long step, const bf16 *restrict b, long pairs, following *f, int kind, long row, \
                              long count, long k) {                                                                                          \
         MULTIPLY(R, V, sum, a, step, b, pairs)                                                                                              \
         _Pragma("GCC unroll 4") for (int v = 0; v < V; v++)                                                                                 \
@@ -103,10 +103,11 @@ inlined void finish_rows(const following *f, int kind, const __m512 *sums, int a
             else                                                                                                                            \
                 finish_rows(f, kind, &sum[0][v], V, R, count, row, k + v * LANES);                                                          \
     }
-PRODUCT(24, 1)
-PRODUCT(12, 2)
-PRODUCT(8, 3)
-PRODUCT(6, 4)
+PRODUCT(product_1, 24, 1)
+PRODUCT(product_2, 12, 2)
+PRODUCT(product_3, 8, 3)
+PRODUCT(product_4, 6, 4)
+PRODUCT(last_4, 2, 4) /* for one or two rows that are left over, which are many of the few of one small map */
 #undef PRODUCT
 
 /* The narrowest, which read most rows at once: a step that the compiler knows needs no registers for their places. */
@@ -125,7 +126,12 @@ inlined void products_of(const bf16 *a, long step, const bf16 *b, long pairs, fo
     case 1: narrow(a, step, b, pairs, f, kind, row, count, k); break;
     case 2: for (long r = 0; r < count; r += 12, bring(f, kind)) product_2(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
     case 3: for (long r = 0; r < count; r += 8, bring(f, kind)) product_3(a + r * step, step, b, pairs, f, kind, row + r, count - r, k); break;
-    default: for (long r = 0; r < count; r += 6, bring(f, kind)) product_4(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
+    default:
+        for (long r = 0; r < count; r += 6, bring(f, kind))
+            if (count - r > 2)
+                product_4(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
+            else
+                last_4(a + r * step, step, b, pairs, f, kind, row + r, count - r, k);
     }
 }
 

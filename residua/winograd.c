@@ -26,16 +26,17 @@ enum { CHUNK = 1 << 18, DEPTH = 64 }; /* and of a chunk half the bytes of transf
 /* ---- products ---- */
 
 /* out [R, V*16] = sum over pairs of a [R, 2 pairs] b [pairs, V*16, 2] */
-#define PRODUCT(R, V)                                                                                                     \
-    inlined void product_##V(const bf16 *restrict a, long step, const bf16 *restrict b, float *restrict out, long pairs) { \
+#define PRODUCT(name, R, V)                                                                                               \
+    inlined void name(const bf16 *restrict a, long step, const bf16 *restrict b, float *restrict out, long pairs) { \
         MULTIPLY(R, V, sum, a, step, b, pairs)                                                                            \
         _Pragma("GCC unroll 24") for (int r = 0; r < R; r++)                                                              \
             _Pragma("GCC unroll 4") for (int v = 0; v < V; v++) _mm512_storeu_ps(out + (r * V + v) * LANES, sum[r][v]);   \
     }
-PRODUCT(24, 1)
-PRODUCT(12, 2)
-PRODUCT(8, 3)
-PRODUCT(6, 4)
+PRODUCT(product_1, 24, 1)
+PRODUCT(product_2, 12, 2)
+PRODUCT(product_3, 8, 3)
+PRODUCT(product_4, 6, 4)
+PRODUCT(last_4, 2, 4) /* for one or two tiles that are left over: of a map of 14 x 14 one of 49 is */
 #undef PRODUCT
 
 inlined void products_of(const bf16 *a, long step, const bf16 *b, float *out, long rows, long pairs, int vectors) {
@@ -43,7 +44,12 @@ inlined void products_of(const bf16 *a, long step, const bf16 *b, float *out, lo
     case 1: for (long r = 0; r < rows; r += 24) product_1(a + r * step, step, b, out + r * LANES, pairs); break;
     case 2: for (long r = 0; r < rows; r += 12) product_2(a + r * step, step, b, out + r * 2 * LANES, pairs); break;
     case 3: for (long r = 0; r < rows; r += 8) product_3(a + r * step, step, b, out + r * 3 * LANES, pairs); break;
-    default: for (long r = 0; r < rows; r += 6) product_4(a + r * step, step, b, out + r * 4 * LANES, pairs);
+    default:
+        for (long r = 0; r < rows; r += 6)
+            if (rows - r > 2)
+                product_4(a + r * step, step, b, out + r * 4 * LANES, pairs);
+            else
+                last_4(a + r * step, step, b, out + r * 4 * LANES, pairs);
     }
 }
 
