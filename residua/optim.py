@@ -174,19 +174,17 @@ class Muon(Optimizer):
     def _by_loops(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """The same for one parameter, in loops of our own, which read each of its tensors once."""
         assert parameter.grad is not None
-        state, mix = self.state[parameter], group["momentum"]
+        state = self.state[parameter]
         if state["momentum_buffer"].stride() != parameter.stride():  # it comes from a file
             state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
-        weight, gradient = as_matrices(parameter, parameter.grad)
-        buffer, _ = as_matrices(state["momentum_buffer"], parameter.grad)
+        past = {"buffer": state["momentum_buffer"], "momentum": group["momentum"]}
         if group["keep_norm"]:
             direction = torch.empty_like(parameter)
-            matrix, _ = as_matrices(direction, parameter.grad)
-            orthogonal.update_(matrix, gradient, kept=0.0, scale=-1.0, buffer=buffer, momentum=mix)
+            orthogonal.update_(direction, parameter.grad, kept=0.0, scale=-1.0, **past)
             self._turn(parameter, direction, group["lr"])
         else:
             kept, scale = _factors(parameter, group)
-            orthogonal.update_(weight, gradient, kept=kept, scale=scale, buffer=buffer, momentum=mix)
+            orthogonal.update_(parameter, parameter.grad, kept=kept, scale=scale, **past)
 
     def _turn(self, parameter: Tensor, direction: Tensor, lr: float) -> None:
         """Brings a weight to its norm, then adds an update that is the share `lr` of this norm."""

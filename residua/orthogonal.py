@@ -7,6 +7,7 @@ float64, and up to 5 % where a matrix is square and nearly singular. The loops a
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from residua.native import NUMBER, POINTER, REAL, Source
@@ -25,14 +26,17 @@ def suits(rows: int, columns: int) -> bool:
 def update_(
     weight: Tensor, update: Tensor, *, kept: float, scale: float, buffer: Tensor | None = None, momentum: float = 0.0
 ) -> None:
-    """weight = kept * weight - scale * (the matrix nearest to `update` with singular values of about 1), both [rows, columns] in
-    float32, row by row; the polynomial is that of `residua.optim.orthogonalizing`.
+    """weight = kept * weight - scale * (the matrix nearest to `update` with singular values of about 1), both [rows, ...] in
+    float32, taken as matrices [rows, columns]; the polynomial is that of `residua.optim.orthogonalizing`.
 
     With `buffer`, like them, `update` is a gradient: the buffer becomes momentum * buffer + (1 - momentum) * gradient, and the
-    update is the same mixture of gradient and buffer (Nesterov). With `kept` 0 the weight may hold anything before."""
-    assert weight.is_contiguous(), "a copy would be updated in its place"
-    assert buffer is None or buffer.is_contiguous(), "a copy would be updated in its place"
-    update = update.contiguous()
-    rows, columns = weight.shape
+    update is the same mixture of gradient and buffer (Nesterov). With `kept` 0 the weight may hold anything before. Columns are
+    taken in the order in which those of the weight lie, which does not matter to what is made orthogonal."""
+    rows, columns, order = len(weight), weight.numel() // len(weight), weight.stride()
+    assert order[0] == columns, "rows lie one behind the other"
+    assert weight.is_contiguous() or weight.permute(0, *range(2, weight.ndim), 1).is_contiguous(), "all of it is read"
+    assert buffer is None or buffer.stride() == order, "it is read in the order of the weight"
+    if any(side > 1 and own != given for side, own, given in zip(weight.shape, order, update.stride())):
+        update = torch.empty_like(weight).copy_(update)
     past = None if buffer is None else buffer.data_ptr()
     _LOOPS.library.muon_update(weight.data_ptr(), update.data_ptr(), past, momentum, rows, columns, kept, scale)
