@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -133,7 +134,7 @@ class Recurring:
 
     def __call__(self, compute: Callable[..., Any], *inputs: Tensor, about: Hashable = None) -> Any:
         """compute(*inputs), a tree of tensors, which the next call may write over. `about` is what else it depends on."""
-        if _watched() or any(self.hooks) or any(type(x) is not Tensor or x.device.type != "cpu" for x in inputs):
+        if _watched() or self._hooked() or any(type(x) is not Tensor or x.device.type != "cpu" for x in inputs):
             return compute(*inputs)
         if not self.lock.acquire(blocking=False):
             return compute(*inputs)
@@ -166,6 +167,7 @@ class Recurring:
                 replay.obstacle = "its maps are so large that it would gain nothing"
             if replay.obstacle is not None:
                 replay.forget()
+                standing = []
             self.known[key] = standing, replay
             return result
         standing, replay = found
@@ -175,6 +177,12 @@ class Recurring:
             for own, given in zip(standing, inputs):
                 own.copy_(given)
         return replay()
+
+    def _hooked(self) -> bool:
+        return any(self.hooks) or any(
+            tensor.requires_grad and (tensor._backward_hooks or tensor._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
+            for tensor in self.tensors
+        )
 
     def _course(self) -> Any:
         """What else the course of the computation depends on. Asked at each call, so it has to be quick."""
@@ -193,7 +201,9 @@ def _watched() -> bool:
         or torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._functorch.peek_interpreter_stack()
+        or torch._C._autograd._top_saved_tensors_default_hooks(False)  # type: ignore[attr-defined]
         or torch.is_anomaly_enabled()
+        or module._has_any_global_hook()
     )
 
 
